@@ -1,0 +1,43 @@
+"""What weights expect of pixel values: it belongs to the weights, not to the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Channel order, then mean and standard deviation in the 0..255 range of the images.
+NORMALISATIONS = {
+    "caffe": {
+        "order": "BGR",
+        "mean": [104.00698793, 116.66876762, 122.67891434],
+        "std": [1.0, 1.0, 1.0],
+    },
+    "torchvision": {
+        "order": "RGB",
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.395, 57.12, 57.375],
+    },
+    "lite": {"order": "RGB", "mean": [127.0] * 3, "std": [128.0] * 3},
+}
+
+
+def normalise(images: Tensor, normalisation: dict) -> Tensor:
+    """Turn images into what a network expects, on the device where they are.
+
+    Args:
+        images: uint8 (or float in 0..255) [N,3,H,W], RGB.
+        normalisation: {"order": "RGB" or "BGR", "mean": 3 floats, "std": 3 floats}; mean and std
+            in 0..255 and in the order named.
+
+    Returns:
+        float32 [N,3,H,W] in that channel order, (images - mean) / std.
+    """
+    channels = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}[normalisation["order"]]
+    # Python numbers instead of a tensor of means: no copy to the device, so no synchronisation.
+    planes = [
+        (images[:, channel].float() - mean) / std
+        for channel, mean, std in zip(
+            channels, normalisation["mean"], normalisation["std"], strict=True
+        )
+    ]
+    return torch.stack(planes, dim=1)
