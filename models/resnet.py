@@ -1,0 +1,144 @@
+"""ResNet-18/34/50/101 with dilation, in the two styles whose weights share their names."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import choose
+
+# Name -> (bottleneck blocks, blocks in layer1..4)
+RESNETS = {
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+}
+STYLES = ("caffe", "torchvision")
+# Output stride -> (stride, dilation) of layer1..4
+STAGES = {
+    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
+    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
+    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
+}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (ResNet-18 and -34)."""
+
+    expansion = 1
+
+    def __init__(self, inplanes: int, planes: int, stride: int, dilations: tuple, style: str):
+        super().__init__()
+        first, second = dilations
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, first, first, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, second, second, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = _shortcut(inplanes, planes, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut (ResNet-50 and -101).
+
+    Style "caffe" strides in conv1, "torchvision" in conv2: the same names, different maths.
+    """
+
+    expansion = 4
+
+    def __init__(self, inplanes: int, planes: int, stride: int, dilations: tuple, style: str):
+        super().__init__()
+        dilation = dilations[0]
+        stride1, stride2 = (stride, 1) if style == "caffe" else (1, stride)
+        self.conv1 = nn.Conv2d(inplanes, planes, 1, stride1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride2, dilation, dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * planes)
+        self.downsample = _shortcut(inplanes, 4 * planes, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+def _shortcut(inplanes: int, outplanes: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and inplanes == outplanes:
+        return None
+    conv = nn.Conv2d(inplanes, outplanes, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outplanes))
+
+
+class ResNet(nn.Module):
+    """ResNet without its classifier.
+
+    Args:
+        backbone: a name of RESNETS.
+        output_stride: 8, 16 or 32; what is not strided is dilated.
+        style: "torchvision", or "caffe": stride in the 1x1 convolution of a bottleneck, pooling
+            that rounds sizes up, and dilation from the first block of a stage on (there the
+            stride came before the 3x3 convolution; in "torchvision" it came with it, so the first
+            block of a stage keeps the dilation of the stage before).
+
+    Raises:
+        UserError: a value that does not exist.
+
+    Source: He et al., 2016, Deep Residual Learning; torchvision/models/resnet.py for the key
+    names and the initialisation; AdaptSegNet model/deeplab_multi.py for the Caffe style.
+    Deviation: torchvision does not dilate ResNet-18 and -34; here they are, by the same rule.
+    """
+
+    def __init__(self, backbone: str, output_stride: int, style: str = "torchvision"):
+        super().__init__()
+        choose("backbone", backbone, RESNETS)
+        choose("output_stride", output_stride, STAGES)
+        choose("style", style, STYLES)
+        bottleneck, blocks = RESNETS[backbone]
+        block = Bottleneck if bottleneck else BasicBlock
+
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=style == "caffe")
+        inplanes, previous_dilation = 64, 1
+        self.channels = []
+        for i, (count, (stride, dilation)) in enumerate(
+            zip(blocks, STAGES[output_stride], strict=True)
+        ):
+            planes = 64 * 2**i
+            first = dilation if style == "caffe" else previous_dilation
+            layer = [block(inplanes, planes, stride, (first, dilation), style)]
+            inplanes, previous_dilation = planes * block.expansion, dilation
+            for _ in range(1, count):
+                layer.append(block(inplanes, planes, 1, (dilation, dilation), style))
+            self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
+            self.channels.append(inplanes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs of layer1 to layer4.
+
+        Args:
+            images: float [N,3,H,W], normalised.
+
+        Returns:
+            Four tensors of `self.channels` channels; the first has stride 4, the last
+            `output_stride`.
+        """
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)  # 1/2
+        x = self.maxpool(x)  # 1/4
+        outputs = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            outputs.append(x)
+        return outputs
