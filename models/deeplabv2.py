@@ -1,0 +1,146 @@
+"""DeepLabv2 as AdaptSegNet and ADVENT use it: the field's baseline network for adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from models.layers import choose
+from models.normalisation import NORMALISATIONS
+from models.resnet import ResNet
+
+BACKBONES = ("resnet50", "resnet101")
+
+
+class DilatedSum(nn.Module):
+    """Classify by the sum of dilated 3x3 convolutions (DeepLabv2's ASPP)."""
+
+    def __init__(self, in_channels: int, num_classes: int, dilations: Sequence[int]):
+        super().__init__()
+        self.conv2d_list = nn.ModuleList(
+            nn.Conv2d(in_channels, num_classes, 3, padding=d, dilation=d) for d in dilations
+        )
+        for conv in self.conv2d_list:
+            nn.init.normal_(conv.weight, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.conv2d_list[0](x)
+        for conv in self.conv2d_list[1:]:
+            logits = logits + conv(x)
+        return logits
+
+
+class DeepLabV2(ResNet):
+    """Stride-8 ResNet with one or two ASPP classifiers.
+
+    It is a ResNet rather than having one, so that the parameters are named as in AdaptSegNet and
+    ADVENT: conv1, layer1..4; with one level the classifier is layer5, with two levels layer5 is
+    the auxiliary one on layer3 and layer6 the main one.
+
+    Args:
+        num_classes: C, classes predicted.
+        backbone: "resnet50" or "resnet101".
+        multi_level: add the auxiliary classifier on layer3.
+        aspp_dilations: dilations summed by each classifier. (6, 12, 18, 24) is the paper's and
+            ADVENT's; (6, 12) is what AdaptSegNet and DACS published: a return statement inside
+            their loop leaves the other two branches unused and untrained.
+        style: "caffe" (AdaptSegNet's weights, BGR images) or "torchvision"; see `ResNet`.
+        freeze_bn_affine: keep scale and shift of batch norm fixed. Their running statistics are
+            still updated in training mode, as in every descendant of AdaptSegNet.
+
+    Raises:
+        UserError: a value that does not exist.
+
+    Source: Chen et al., 2017, DeepLab, section 3; Tsai et al., 2018, Learning to Adapt Structured
+    Output Space, section 4; AdaptSegNet model/deeplab_multi.py and deeplab.py, ADVENT
+    advent/model/deeplabv2.py. Deviations: the backbone starts from He's initialisation where
+    theirs draws N(0, 0.01), which matters only without pretrained weights; `param_groups` names
+    each weight once, where their generator yields it three or four times.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "resnet101",
+        multi_level: bool = False,
+        aspp_dilations: Sequence[int] = (6, 12, 18, 24),
+        style: str = "caffe",
+        freeze_bn_affine: bool = True,
+    ):
+        choose("backbone of deeplabv2", backbone, BACKBONES)
+        super().__init__(backbone, output_stride=8, style=style)
+        aspp_dilations = tuple(aspp_dilations)
+        self.arch = {
+            "name": "deeplabv2",
+            "num_classes": num_classes,
+            "backbone": backbone,
+            "multi_level": multi_level,
+            "aspp_dilations": aspp_dilations,
+            "style": style,
+            "freeze_bn_affine": freeze_bn_affine,
+        }
+        self.normalisation = dict(NORMALISATIONS[style])
+        self.multi_level = multi_level
+        in_channels = self.channels[2:] if multi_level else self.channels[3:]
+        for i, channels in enumerate(in_channels):
+            self.add_module(f"layer{5 + i}", DilatedSum(channels, num_classes, aspp_dilations))
+        if freeze_bn_affine:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.requires_grad_(False)
+
+    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
+        """Predict logits at an eighth of the size.
+
+        Args:
+            images: float [N,3,H,W], normalised.
+            aux: whether to compute the auxiliary logits, where the network has them.
+
+        Returns:
+            "out" and, with two levels, "aux": float [N,C,h,w].
+        """
+        layer3, layer4 = self.features(images)[2:]
+        if not self.multi_level:
+            return {"out": self.layer5(layer4)}
+        outputs = {"out": self.layer6(layer4)}
+        if aux:
+            outputs["aux"] = self.layer5(layer3)
+        return outputs
+
+    def param_groups(self, lr: float) -> list[dict]:
+        """Split the trainable parameters: the backbone at `lr`, the classifiers at ten times it."""
+        backbone, heads = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                (heads if name.startswith(("layer5", "layer6")) else backbone).append(parameter)
+        return [{"params": backbone, "lr": lr}, {"params": heads, "lr": 10 * lr}]
+
+    def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
+        """Bring the classifiers of AdaptSegNet, ADVENT and DACS to this network's levels.
+
+        Args:
+            state: weights by name. `layer5` is the main classifier in a file without `layer6`,
+                and the auxiliary one in a file with it.
+
+        Returns:
+            The weights renamed, and those left out by name, with the reason.
+        """
+        skipped = {}
+        two_levels = any(name.startswith("layer6.") for name in state)
+        main_in_file = "layer6." if two_levels else "layer5."
+        main_here = "layer6." if self.multi_level else "layer5."
+        converted = {}
+        for name, tensor in state.items():
+            if name.startswith(main_in_file):
+                converted[main_here + name.removeprefix(main_in_file)] = tensor
+            elif name.startswith("layer5.") and not self.multi_level:
+                skipped[name] = "auxiliary classifier, this network has one level"
+            else:
+                converted[name] = tensor
+        own = self.state_dict()
+        for name in [name for name in converted if ".conv2d_list." in name and name not in own]:
+            del converted[name]
+            skipped[name] = f"aspp_dilations {self.arch['aspp_dilations']} has no such branch"
+        return converted, skipped
