@@ -1,0 +1,39 @@
+# make demo, make test: both set up all they need in .venv, or use PYTHON=... as it is.
+.PHONY: demo test lint help
+SNAPSHOT_DIR ?= snapshots/demo
+
+help:
+	@echo "make demo   adapt a small network on drawn streets and score it (about 3 minutes)"
+	@echo "make test   run the tests (about 8 minutes)"
+	@echo "make lint   ruff, check and format"
+	@echo "PYTHON=python3 uses that interpreter's packages instead of a new .venv"
+
+ifdef PYTHON
+RUNTIME :=
+DEV :=
+else
+PYTHON := .venv/bin/python
+RUNTIME := .venv/runtime.done
+DEV := .venv/dev.done
+endif
+
+.venv/bin/python:
+	python3 -m venv .venv
+
+.venv/runtime.done: requirements.txt | .venv/bin/python
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev.done: requirements-dev.txt .venv/runtime.done
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: $(RUNTIME)
+	$(PYTHON) train_da.py --snapshot-dir $(SNAPSHOT_DIR)
+
+test: $(DEV)
+	$(PYTHON) -m pytest
+
+lint: $(DEV)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
