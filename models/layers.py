@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,19 +33,19 @@ def norm(kind: str, channels: int) -> nn.Module:
     """Build a normalisation layer.
 
     Args:
-        kind: "batch" or "group". Groups have 8 channels: statistics of one image, no running
-            averages, so the layer is the same in training and in evaluation.
+        kind: "batch" or "group". Group norm (8 groups) has the statistics of one image and no
+            running averages, so the layer is the same in training and in evaluation.
         channels: C of the [N,C,H,W] input; a multiple of 8 for "group".
 
     Raises:
-        UserError: unknown kind, or channels that do not split into groups of 8.
+        UserError: unknown kind, or channels that do not split into 8 groups.
     """
     choose("norm", kind, NORMS)
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if channels % 8:
-        raise UserError(f"norm 'group' makes groups of 8 channels, width gives {channels}")
-    return nn.GroupNorm(channels // 8, channels)
+        raise UserError(f"norm 'group' makes 8 groups, {channels} channels do not split into them")
+    return nn.GroupNorm(8, channels)
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, kind: str, **conv):
@@ -67,6 +68,102 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, kind: 
 def upsample_to(x: Tensor, reference: Tensor) -> Tensor:
     """Resize [N,C,h,w] bilinearly (corners not aligned) to the height and width of `reference`."""
     return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def conv2d_same(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int, groups: int
+) -> Tensor:
+    """Convolve with TensorFlow's "same" padding: ceil(size / stride) outputs, the odd pixel after.
+
+    Args:
+        x: float [N,C,H,W].
+        weight: float [D,C/groups,k,k]; bias: float [D] or None.
+        stride, dilation, groups: of the convolution.
+
+    Source: tensorflow.org/api_docs/python/tf/nn, "Notes on padding".
+    """
+    reach = dilation * (weight.shape[-1] - 1)
+    total_h, total_w = (
+        max((-(-size // stride) - 1) * stride + reach + 1 - size, 0) for size in x.shape[-2:]
+    )
+    top, left = total_h // 2, total_w // 2
+    if total_h % 2 or total_w % 2:
+        x = F.pad(x, (left, total_w - left, top, total_h - top))
+        top = left = 0
+    return F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding; see `conv2d_same`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d_same(x, self.weight, self.bias, self.stride[0], self.dilation[0], self.groups)
+
+
+class DepthwiseConv2d(SameConv2d):
+    """One filter per channel, "same" padding, trained on the CPU without PyTorch's slow paths.
+
+    PyTorch's backward of depthwise convolutions on the CPU falls back to generic code where they
+    are dilated, and in bfloat16 wherever they are not 3x3 of stride 1: up to 60 times the forward
+    (docs/performance.md). Two rewrites that leave the result as it is avoid that:
+
+    - a dilated convolution is a plain one on each of the dilation x dilation interleaved grids;
+    - under bfloat16 the others are computed in float32 and rounded.
+
+    Nothing changes on other devices or without gradients, where the native path is fast.
+
+    Args:
+        channels: C of input and output.
+        kernel_size: odd side of the kernel, in pixels.
+        stride, dilation: of the convolution.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1, dilation: int = 1):
+        super().__init__(
+            channels, channels, kernel_size, stride, 0, dilation, groups=channels, bias=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (x.is_cpu and torch.is_grad_enabled()):
+            return super().forward(x)
+        stride, dilation = self.stride[0], self.dilation[0]
+        if dilation == 1 or stride > 1:
+            return self._undilated(x, stride, dilation)
+        h, w = x.shape[-2:]
+        grids = _split_grids(x, dilation)
+        return _join_grids(self._undilated(grids, 1, 1), dilation)[:, :, :h, :w]
+
+    def _undilated(self, x: Tensor, stride: int, dilation: int) -> Tensor:
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
+        weight, bias, groups = self.weight, self.bias, self.groups
+        fast = stride == 1 and self.kernel_size == (3, 3)
+        if fast or dtype not in (torch.bfloat16, torch.float16):
+            return conv2d_same(x, weight, bias, stride, dilation, groups)
+        with torch.autocast("cpu", enabled=False):
+            bias = None if bias is None else bias.float()
+            y = conv2d_same(x.float(), weight.float(), bias, stride, dilation, groups)
+            return y.to(dtype)
+
+
+def _split_grids(x: Tensor, step: int) -> Tensor:
+    """[N,C,H,W] -> [N*step*step,C,ceil(H/step),ceil(W/step)], zeros where H or W does not fit."""
+    n, c, h, w = x.shape
+    x = F.pad(x, (0, -w % step, 0, -h % step)) if h % step or w % step else x
+    h, w = x.shape[2] // step, x.shape[3] // step
+    # Channels stay innermost: in channels_last memory each pixel is copied in one piece.
+    x = x.permute(0, 2, 3, 1).reshape(n, h, step, w, step, c)
+    x = x.permute(0, 2, 4, 1, 3, 5).reshape(n * step * step, h, w, c)
+    return x.permute(0, 3, 1, 2)
+
+
+def _join_grids(x: Tensor, step: int) -> Tensor:
+    """Undo `_split_grids`, keeping the padding."""
+    m, c, h, w = x.shape
+    n = m // (step * step)
+    x = x.permute(0, 2, 3, 1).reshape(n, step, step, h, w, c)
+    x = x.permute(0, 3, 1, 4, 2, 5).reshape(n, h * step, w * step, c)
+    return x.permute(0, 3, 1, 2)
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
