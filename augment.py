@@ -1,0 +1,134 @@
+"""Batched augmentation on the device: one warp, then colour. Images are [N,3,H,W], 0 to 255.
+
+Every draw comes from torch's global generator, which the training loops seed with the step.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from errors import UserError
+
+
+@torch.no_grad()
+def warp(
+    images: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    *,
+    crop_size: tuple[int, int] | None = None,
+    scale: tuple[float, float] = (1.0, 1.0),
+    mirror: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scale, crop and mirror each image of a batch at random, its label along with it.
+
+    Args:
+        images: uint8 or float [N,3,H,W].
+        labels: uint8 [N,H,W] or None.
+        crop_size: (W, H) in pixels; None keeps the size.
+        scale: range of a uniform factor; what lies outside the image is black, label 255.
+        mirror: flip left to right with probability 1/2.
+
+    Returns:
+        float32 images [N,3,h,w] and uint8 labels [N,h,w] (None without labels).
+
+    Raises:
+        UserError: the crop is larger than the images.
+    """
+    n, _, height, width = images.shape
+    crop_w, crop_h = crop_size or (width, height)
+    if crop_w > width or crop_h > height:
+        raise UserError(f"--crop-size {crop_w},{crop_h} is larger than the images {width},{height}")
+    images = images.float()
+    factor, left, top, flip = torch.rand(4, n)
+    if (crop_w, crop_h) == (width, height) and scale == (1.0, 1.0) and not mirror:
+        return images, labels
+    factor = scale[0] + factor * (scale[1] - scale[0])
+    # left and top in whole pixels of the scaled image, so that scale 1 copies pixels exactly
+    left = (left * (width * factor - crop_w + 1)).floor()
+    top = (top * (height * factor - crop_h + 1)).floor()
+    sign = torch.where(flip < 0.5, -1.0, 1.0) if mirror else torch.ones(n)
+    # grid_sample's coordinates run from -1 to 1 over the input: x_in = a * x_out + b
+    a_x, a_y = crop_w / (width * factor), crop_h / (height * factor)
+    b_x, b_y = 2 * left / (width * factor) + a_x - 1, 2 * top / (height * factor) + a_y - 1
+    zero = torch.zeros(n)
+    theta = torch.stack([a_x * sign, zero, b_x, zero, a_y, b_y], 1).view(n, 2, 3)
+    grid = F.affine_grid(theta.to(images.device), (n, 1, crop_h, crop_w), align_corners=False)
+    images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+    if labels is not None:
+        # sampled as 255 - label, so that grid_sample's zero outside the image means ignore
+        inverse = (255 - labels).unsqueeze(1).float()
+        inverse = F.grid_sample(inverse, grid, mode="nearest", align_corners=False)
+        labels = 255 - inverse.squeeze(1).to(torch.uint8)
+    return images, labels
+
+
+@torch.no_grad()
+def color_jitter(images: torch.Tensor, strength: float, probability: float = 1.0) -> torch.Tensor:
+    """Change brightness, contrast, saturation and hue of each image at random.
+
+    All four are linear, so each image gets one 3x4 matrix. Deviation from the usual chain
+    (torchvision, kornia): values are clamped once, at the end, and the hue turns in YIQ.
+
+    Args:
+        images: float [N,3,H,W], 0 to 255, RGB.
+        strength: s; factors are uniform in [1 - s, 1 + s], the hue's turn in [-s, s] * pi / 2.
+        probability: of changing an image at all.
+
+    Returns:
+        float [N,3,H,W], 0 to 255.
+    """
+    n, device = len(images), images.device
+    brightness, contrast, saturation, hue, chosen = torch.rand(5, n)
+    if strength == 0:
+        return images
+    brightness, contrast, saturation = (
+        (1 + strength * (2 * draw - 1)).view(n, 1, 1) for draw in (brightness, contrast, saturation)
+    )
+    turn = strength * (2 * hue - 1) * math.pi / 2
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    rotation = torch.zeros(n, 3, 3)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1] = rotation[:, 2, 2] = turn.cos()
+    rotation[:, 1, 2], rotation[:, 2, 1] = -turn.sin(), turn.sin()
+    hue_matrix = torch.linalg.inv(to_yiq) @ rotation @ to_yiq
+    grey = luma.expand(3, 3)
+    saturate = saturation * torch.eye(3) + (1 - saturation) * grey
+    matrix = (brightness * contrast * (saturate @ hue_matrix)).to(device)
+    # contrast keeps each image's mean luminance where brightness put it
+    mean = (images.mean((2, 3)) * luma.to(device)).sum(1).view(n, 1, 1, 1)
+    offset = ((1 - contrast) * brightness).to(device).view(n, 1, 1, 1) * mean
+    changed = torch.einsum("nij,njhw->nihw", matrix, images) + offset
+    chosen = (chosen < probability).to(device).view(n, 1, 1, 1)
+    return torch.where(chosen, changed.clamp(0, 255), images)
+
+
+@torch.no_grad()
+def gaussian_blur(
+    images: torch.Tensor, probability: float, sigma: tuple[float, float] = (0.15, 1.15)
+) -> torch.Tensor:
+    """Blur each image at random with a Gaussian of its own width, in pixels.
+
+    Args:
+        images: float [N,3,H,W].
+        probability: of blurring an image.
+        sigma: range of the uniform standard deviation in pixels; DACS's by default.
+    """
+    n, channels, height, width = images.shape
+    draw, chosen = torch.rand(2, n)
+    radius = min(math.ceil(3 * sigma[1]), height - 1, width - 1)
+    if probability == 0 or radius == 0:
+        return images
+    widths = (sigma[0] + draw * (sigma[1] - sigma[0])).view(n, 1)
+    taps = torch.arange(-radius, radius + 1.0).view(1, -1)
+    kernel = torch.exp(-0.5 * (taps / widths) ** 2)
+    kernel /= kernel.sum(1, keepdim=True)
+    identity = (taps == 0).float()
+    kernel = torch.where((chosen < probability).view(n, 1), kernel, identity)
+    kernel = kernel.to(images).repeat_interleave(channels, 0)  # one filter per image and channel
+    flat = images.reshape(1, n * channels, height, width)
+    flat = F.pad(flat, (radius, radius, radius, radius), mode="reflect")
+    flat = F.conv2d(flat, kernel.view(n * channels, 1, 1, -1), groups=n * channels)
+    flat = F.conv2d(flat, kernel.view(n * channels, 1, -1, 1), groups=n * channels)
+    return flat.view(n, channels, height, width)
