@@ -1,0 +1,384 @@
+"""Command-line options that more than one script takes, each written once, and the recipes.
+
+A script builds its parser with `parser(__doc__)`, adds the groups it needs, its own flags, and
+parses with `parse`. Nothing here imports torch: ``--help`` must be instant.
+"""
+
+import argparse
+import sys
+
+# A recipe is a set of option values under a published name. Values given on the command line win.
+# Sources: AdaptSegNet train_gta2cityscapes_multi.py and README; ADVENT domain_adaptation/config.py;
+# DACS configs/configUDA.json and trainUDA.py. `camvid` and `streets` are this project's own.
+_ADAPTSEGNET = {
+    "source": ["gta5"],
+    "target": "cityscapes",
+    "input_size": (1280, 720),
+    "input_size_target": (1024, 512),
+    "model": "deeplabv2",
+    "backbone": "resnet101",
+    "aspp_dilations": (6, 12),
+    "align_corners": True,
+    "batch_size": 1,
+    "num_steps": 250_000,
+    "num_steps_stop": 150_000,
+    "save_pred_every": 5000,
+    "learning_rate": 2.5e-4,
+    "learning_rate_D": 1e-4,
+    "method": ["adversarial"],
+    "lambda_seg": 0.1,
+}
+_ADVENT = {
+    **_ADAPTSEGNET,
+    "multi_level": True,
+    "aspp_dilations": (6, 12, 18, 24),
+    "num_steps_stop": 120_000,
+    "save_pred_every": 2000,
+}
+RECIPES = {
+    "adaptsegnet-multi": {
+        **_ADAPTSEGNET,
+        "multi_level": True,
+        "lambda_adv_target1": 0.0002,
+        "lambda_adv_target2": 0.001,
+    },
+    "adaptsegnet-single": {**_ADAPTSEGNET, "lambda_adv_target2": 0.001},
+    "adaptsegnet-lsgan": {**_ADAPTSEGNET, "gan": "LS", "lambda_adv_target2": 0.01},
+    "advent": {
+        **_ADVENT,
+        "method": ["advent"],
+        "lambda_adv_target1": 0.0002,
+        "lambda_adv_target2": 0.001,
+    },
+    "minent": {
+        **_ADVENT,
+        "method": ["entropy"],
+        "lambda_entropy_aux": 0.0002,
+        "lambda_entropy": 0.001,
+    },
+    "dacs": {
+        **_ADAPTSEGNET,
+        "method": ["mix"],
+        "mix": "class",
+        "crop_size": (512, 512),
+        "batch_size": 2,
+        "num_steps_stop": None,
+        "teacher_momentum": 0.99,
+        "mix_threshold": 0.968,
+        "lambda_mix": 1.0,
+        "mix_jitter": 0.25,
+        "mix_blur": 0.5,
+    },
+    "camvid": {
+        "source": ["camvid"],
+        "source_set": ["day_train"],
+        "target": "camvid",
+        "set": "dusk_train",
+        "val_set": "dusk_val",
+        "input_size": (320, 240),
+        "crop_size": (256, 192),
+        "random_mirror": True,
+        "model": "deeplabv3plus",
+        "backbone": "efficientnet_lite0",
+        "weights": "imagenet",
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-2,
+        "warmup_steps": 20,
+        "class_balance": True,
+        "batch_size": 4,
+        "num_steps": 600,
+        "adapt_from": 300,
+        "save_pred_every": 100,
+        "learning_rate_D": 1e-3,
+        "lambda_adv_target2": 0.001,
+        "lambda_entropy": 0.05,
+        "teacher_momentum": 0.99,
+        "mix": "class",
+    },
+    "streets": {
+        "source": ["streets"],
+        "source_set": ["train"],
+        "target": "streets",
+        "set": "train",
+        "val_set": "val",
+        "input_size": (160, 96),
+        "random_mirror": True,
+        "model": "compact",
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-2,
+        "warmup_steps": 20,
+        "batch_size": 8,
+        "num_steps": 300,
+        "adapt_from": 150,
+        "save_pred_every": 150,
+        "num_workers": 0,
+        "method": ["adversarial", "mix"],
+        "learning_rate_D": 1e-3,
+        "discriminator_width": 32,
+        "lambda_adv_target2": 0.01,
+        "mix": "class",
+        "teacher_momentum": 0.98,
+        "mix_threshold": 0.9,
+        "mix_jitter": 0.25,
+        "baseline": True,
+    },
+}
+
+
+BOOLEAN = argparse.BooleanOptionalAction  # --flag and --no-flag
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, as every error of the project."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see --help)\n")
+
+
+def parser(description: str) -> Parser:
+    """Return an empty parser that prints the script's docstring as it stands."""
+    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def parse(parser: Parser, argv: list[str] | None, default_recipe: str | None = None):
+    """Parse the command line, the recipe's values standing in for what was not given.
+
+    Args:
+        parser: with `add_recipe` among its groups.
+        argv: the words of the command line, None for the process's own.
+        default_recipe: the recipe when none is named and no data is given.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    # Every value that was given wins over the recipe, so the recipe only moves the defaults.
+    named = parser.parse_args(argv)
+    recipe = named.recipe
+    if recipe is None and default_recipe and named.data_dir is None:
+        recipe = default_recipe
+    if recipe is not None:
+        known = vars(named)
+        values = {key: value for key, value in RECIPES[recipe].items() if key in known}
+        parser.set_defaults(recipe=recipe, **values)
+        named = parser.parse_args(argv)
+        shown = " ".join(f"--{key.replace('_', '-')} {_shown(v)}" for key, v in values.items())
+        print(f"recipe {recipe}: {shown}", flush=True)
+    return named
+
+
+def _shown(value) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def width_height(text: str) -> tuple[int, int]:
+    """Parse `W,H` in pixels."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected W,H in pixels, for instance 1024,512: {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def numbers(kind: type) -> callable:
+    """Return a parser of comma-separated numbers of one kind."""
+
+    def parse_numbers(text: str) -> tuple:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            message = f"expected {kind.__name__}s separated by commas: {text!r}"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return parse_numbers
+
+
+def at_least(low: float, kind: type = int) -> callable:
+    """Return a parser of one number that is not below `low`."""
+
+    def parse_number(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not value >= low:
+            raise argparse.ArgumentTypeError(f"expected {kind.__name__} >= {low}: {text!r}")
+        return value
+
+    return parse_number
+
+
+def add_model(parser: Parser, default: str | None = "deeplabv2") -> None:
+    """Add what describes a network. Options left out take the model's own default."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=default, help="deeplabv2, deeplabv3plus or compact")
+    group.add_argument("--backbone", help="resnet18 ... resnet101, efficientnet_lite0 ... 4")
+    group.add_argument(
+        "--multi-level",
+        action=BOOLEAN,
+        help="an auxiliary head on the third stage (deeplabv2)",
+    )
+    group.add_argument("--aspp-dilations", type=numbers(int), metavar="D,D,...")
+    group.add_argument("--style", help="deeplabv2: caffe (AdaptSegNet's) or torchvision")
+    group.add_argument("--norm", help="compact: group or batch")
+    group.add_argument("--width", type=at_least(1), help="channels of the head or network")
+    group.add_argument("--output-stride", type=at_least(1), help="deeplabv3plus: 16 or 8")
+
+
+def model_options(args: argparse.Namespace) -> dict:
+    """Return the options of `models.build_model` that were given."""
+    given = {
+        "backbone": args.backbone,
+        "multi_level": args.multi_level,
+        "aspp_dilations": args.aspp_dilations,
+        "style": args.style,
+        "norm": args.norm,
+        "width": args.width,
+        "output_stride": args.output_stride,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def add_device(parser: Parser) -> None:
+    """Add where and in which precision the network runs, and the loader's settings."""
+    group = parser.add_argument_group("device and loading")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default %(default)s"
+    )
+    group.add_argument("--num-workers", type=at_least(0), default=2, help="loader processes")
+    group.add_argument(
+        "--loader-timeout",
+        type=at_least(0),
+        default=300,
+        metavar="SECONDS",
+        help="a read that takes longer is an error (with workers; 0 waits for ever)",
+    )
+
+
+def add_recipe(parser: Parser) -> None:
+    """Add --recipe."""
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), help="published option values, printed at the start"
+    )
+
+
+def add_training(parser: Parser) -> None:
+    """Add what both training scripts take: steps, optimiser, augmentation, folder."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--snapshot-dir", required=True, metavar="DIR")
+    group.add_argument(
+        "--weights", default="none", help="initial weights: imagenet, none or a file"
+    )
+    group.add_argument("--restore-from", metavar="FILE", help="start from this checkpoint's model")
+    group.add_argument("--batch-size", type=at_least(1), default=1)
+    group.add_argument("--iter-size", type=at_least(1), default=1, help="batches a step")
+    group.add_argument("--num-steps", type=at_least(1), default=250_000, help="of the schedule")
+    group.add_argument("--num-steps-stop", type=at_least(1), help="stop earlier than --num-steps")
+    group.add_argument("--save-pred-every", type=at_least(1), default=5000, metavar="STEPS")
+    group.add_argument("--print-every", type=at_least(1), default=50, metavar="STEPS")
+    group.add_argument("--random-seed", type=at_least(0), default=1234)
+    group.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
+    group.add_argument("--learning-rate", type=at_least(0, float), default=2.5e-4)
+    group.add_argument("--momentum", type=at_least(0, float), default=0.9, help="of SGD")
+    group.add_argument("--weight-decay", type=at_least(0, float), default=5e-4)
+    group.add_argument("--power", type=at_least(0, float), default=0.9, help="of the poly schedule")
+    group.add_argument("--warmup-steps", type=at_least(0), default=0)
+    group.add_argument(
+        "--lambda-seg", type=at_least(0, float), default=0.1, help="weight of the auxiliary head"
+    )
+    group.add_argument(
+        "--class-balance",
+        action=BOOLEAN,
+        default=False,
+        help="weight classes by sqrt(median frequency / frequency), within 0.3 to 4",
+    )
+    group.add_argument(
+        "--align-corners",
+        action=BOOLEAN,
+        default=False,
+        help="how logits are resized; kept in the checkpoint",
+    )
+    group.add_argument("--tensorboard", action="store_true")
+
+    group = parser.add_argument_group("augmentation, on the device")
+    group.add_argument("--crop-size", type=width_height, metavar="W,H", help="default: no crop")
+    group.add_argument("--random-mirror", action=BOOLEAN, default=False)
+    group.add_argument(
+        "--random-scale",
+        nargs="?",
+        type=numbers(float),
+        const=(0.5, 1.5),
+        default=(1.0, 1.0),
+        metavar="LOW,HIGH",
+    )
+    group.add_argument(
+        "--color-jitter",
+        type=at_least(0, float),
+        default=0.0,
+        metavar="S",
+        help="brightness, contrast, saturation within 1 -+ S, hue within -+ S/2 turns of pi",
+    )
+
+
+def add_validation(parser: Parser) -> None:
+    """Add the labelled images that choose the best checkpoint."""
+    group = parser.add_argument_group("validation")
+    group.add_argument("--val-set", default="val", help="split; default %(default)s")
+    group.add_argument("--val-list", metavar="FILE", help="list of `image label` lines")
+
+
+def add_data(parser: Parser, split: str) -> None:
+    """Add the one dataset that a checkpoint is run on; left-out values come from the checkpoint."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", metavar="NAME", help="default: the checkpoint's")
+    group.add_argument("--data-dir", metavar="DIR")
+    group.add_argument("--data-list", metavar="FILE", help="list of `image label` lines")
+    group.add_argument("--set", default=split, help="split; default %(default)s")
+    group.add_argument(
+        "--data-option",
+        action="append",
+        type=key_value,
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the dataset's own, for instance label_kind=trainIds; repeatable",
+    )
+    group.add_argument(
+        "--input-size",
+        type=width_height,
+        metavar="W,H",
+        help="images are resized to it; default: the checkpoint's, else the files' own",
+    )
+    group.add_argument("--batch-size", type=at_least(1), default=1)
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """Parse `KEY=VALUE`."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE: {text!r}")
+    return key, value
+
+
+def add_views(parser: Parser) -> None:
+    """Add how an image is shown to the network, and how its logits are resized."""
+    group = parser.add_argument_group("prediction")
+    group.add_argument(
+        "--scales",
+        type=numbers(float),
+        default=(1.0,),
+        metavar="S,S,...",
+        help="average over these factors of the input size, for instance 0.75,1,1.25",
+    )
+    group.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    group.add_argument(
+        "--slide",
+        type=width_height,
+        metavar="W,H",
+        help="predict in windows that overlap by half; multiples of 32",
+    )
+    group.add_argument(
+        "--align-corners",
+        action=BOOLEAN,
+        help="how logits are resized; default: the checkpoint's, else no",
+    )

@@ -1,0 +1,59 @@
+"""Pictures for people: predictions beside the truth, with a legend."""
+
+from collections.abc import Callable
+
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import Dataset
+
+from datasets import colourise
+
+_GAP, _TITLE = 4, 20  # pixels
+
+
+def comparison(
+    predictors: dict[str, Callable], dataset: Dataset, rows: int = 4, width: int = 320
+) -> Image.Image:
+    """Draw some images of a dataset, each beside its truth and every network's prediction.
+
+    Args:
+        predictors: title -> function (uint8 images [1,3,h,w], (H, W)) -> train ids [1,H,W].
+        dataset: labelled; rows are taken at equal distances.
+        rows: how many images.
+        width: of one panel, in pixels.
+
+    Returns:
+        an RGB picture with a title over each column and the classes below.
+    """
+    chosen = [i * len(dataset) // min(rows, len(dataset)) for i in range(min(rows, len(dataset)))]
+    table = []
+    for index in chosen:
+        sample = dataset[index]
+        label = sample["label"]
+        ids = [
+            predict(sample["image"][None], tuple(label.shape))[0] for predict in predictors.values()
+        ]
+        image = sample["image"].permute(1, 2, 0).numpy()
+        maps = [colourise(one.cpu().numpy(), dataset.palette) for one in (label, *ids)]
+        table.append([image, *maps])
+
+    height = round(width * dataset[0]["label"].shape[0] / dataset[0]["label"].shape[1])
+    titles = ["image", "truth", *predictors]
+    cell_w, cell_h = width + _GAP, height + _GAP
+    sheet = Image.new("RGB", (cell_w * len(titles), _TITLE + cell_h * len(table) + _TITLE), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for column, title in enumerate(titles):
+        draw.text((column * cell_w + 2, 2), title, "black", font)
+        for row, panels in enumerate(table):
+            how = Image.BICUBIC if column == 0 else Image.NEAREST
+            panel = Image.fromarray(panels[column]).resize((width, height), how)
+            sheet.paste(panel, (column * cell_w, _TITLE + row * cell_h))
+    _legend(draw, dataset, sheet.width, sheet.height - _TITLE, font)
+    return sheet
+
+
+def _legend(draw: ImageDraw.ImageDraw, dataset: Dataset, width: int, top: int, font) -> None:
+    step = width / dataset.num_classes
+    for c, (name, colour) in enumerate(zip(dataset.class_names, dataset.palette, strict=True)):
+        left = c * step
+        draw.rectangle([left + 2, top + 4, left + 14, top + 16], fill=tuple(colour))
+        draw.text((left + 18, top + 2), name, "black", font)
