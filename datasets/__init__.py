@@ -1,0 +1,66 @@
+"""The datasets by name; `build_dataset` is the one way in."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets.base import SegmentationDataset
+from datasets.camvid import CamVid
+from datasets.files import colourise, write_label_png
+from datasets.streets import Streets
+from errors import UserError
+
+DATASETS = {
+    "camvid": CamVid,
+    "streets": Streets,
+}
+
+__all__ = ["DATASETS", "SegmentationDataset", "build_dataset", "colourise", "write_label_png"]
+
+
+def build_dataset(
+    name: str,
+    root: str | Path | None,
+    *,
+    split: str,
+    list_file: str | Path | None = None,
+    size: tuple[int, int] | None = None,
+    resize_label: bool = True,
+    labelled: bool = True,
+    num_images: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> SegmentationDataset:
+    """Build a dataset whose samples the default collate function can batch.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: the data folder; None for streets, which is drawn.
+        split: one of the dataset's `splits`; not looked at when a list is given.
+        list_file: text file of `image` or `image label` lines relative to root, instead of the
+            dataset's standard folder layout.
+        size: (width, height) in pixels that images are resized to (bicubic); None keeps them.
+        resize_label: resize labels too (nearest), for training; False keeps them for scoring.
+        labelled: False never opens a label file, nor needs one to exist.
+        num_images: use only the first so many of a shuffle seeded with `seed`; None uses all.
+        seed: of that shuffle, and of what streets draws.
+        options: the dataset's own, listed in its `options`.
+    Returns:
+        The dataset; see `SegmentationDataset` for the samples and attributes.
+    Raises:
+        UserError: an unknown name, split or option; a missing folder, file or label; a bad list.
+            Reading a sample raises it for damaged files, labels of a wrong kind or size, and label
+            values outside the class table. The message names the file.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown dataset {name!r}; there are: {', '.join(sorted(DATASETS))}")
+    return DATASETS[name](
+        root,
+        split=split,
+        list_file=list_file,
+        size=size,
+        resize_label=resize_label,
+        labelled=labelled,
+        num_images=num_images,
+        seed=seed,
+        **options,
+    )
