@@ -129,9 +129,8 @@ class DepthwiseConv2d(SameConv2d):
         stride, dilation = self.stride[0], self.dilation[0]
         if dilation == 1 or stride > 1:
             return self._undilated(x, stride, dilation)
-        h, w = x.shape[-2:]
-        grids = _split_grids(x, dilation)
-        return _join_grids(self._undilated(grids, 1, 1), dilation)[:, :, :h, :w]
+        grids = self._undilated(_split_grids(x, dilation), 1, 1)
+        return _join_grids(grids, dilation, x.shape[2], x.shape[3])
 
     def _undilated(self, x: Tensor, stride: int, dilation: int) -> Tensor:
         autocast = torch.is_autocast_enabled("cpu")
@@ -147,23 +146,23 @@ class DepthwiseConv2d(SameConv2d):
 
 
 def _split_grids(x: Tensor, step: int) -> Tensor:
-    """[N,C,H,W] -> [N*step*step,C,ceil(H/step),ceil(W/step)], zeros where H or W does not fit."""
+    """[N,C,H,W] -> [N*step**2,C,ceil(H/step),ceil(W/step)], zeros where H or W does not fit."""
     n, c, h, w = x.shape
     x = F.pad(x, (0, -w % step, 0, -h % step)) if h % step or w % step else x
     h, w = x.shape[2] // step, x.shape[3] // step
     # Channels stay innermost: in channels_last memory each pixel is copied in one piece.
     x = x.permute(0, 2, 3, 1).reshape(n, h, step, w, step, c)
-    x = x.permute(0, 2, 4, 1, 3, 5).reshape(n * step * step, h, w, c)
+    x = x.permute(0, 2, 4, 1, 3, 5).reshape(n * step**2, h, w, c)
     return x.permute(0, 3, 1, 2)
 
 
-def _join_grids(x: Tensor, step: int) -> Tensor:
-    """Undo `_split_grids`, keeping the padding."""
+def _join_grids(x: Tensor, step: int, height: int, width: int) -> Tensor:
+    """Undo `_split_grids`, back to height x width."""
     m, c, h, w = x.shape
-    n = m // (step * step)
-    x = x.permute(0, 2, 3, 1).reshape(n, step, step, h, w, c)
-    x = x.permute(0, 3, 1, 4, 2, 5).reshape(n, h * step, w * step, c)
-    return x.permute(0, 3, 1, 2)
+    x = x.permute(0, 2, 3, 1).reshape(m // step**2, step, step, h, w, c)
+    x = x.permute(0, 3, 1, 4, 2, 5).reshape(m // step**2, h * step, w * step, c)
+    # Cropped before the permutation, so that the gradient of the crop has this memory order too.
+    return x[:, :height, :width].permute(0, 3, 1, 2)
 
 
 def fold_batchnorm(model: nn.Module) -> nn.Module:
