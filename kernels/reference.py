@@ -42,12 +42,12 @@ def check_confusion_matrix(pred: Tensor, label: Tensor, num_classes: int) -> Non
 def confusion_matrix(pred: Tensor, label: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     check_confusion_matrix(pred, label, num_classes)
     side = num_classes + 1
+    truth, pred = label.long(), pred.long()
     row, column = (
-        torch.where((ids >= 0) & (ids < num_classes), ids.long(), num_classes)
-        for ids in (label, pred)
+        torch.where((ids >= 0) & (ids < num_classes), ids, num_classes) for ids in (truth, pred)
     )
     # Ignored pixels get a row of their own after the spare one and are cut off at the end.
-    row = torch.where(label == ignore_index, side, row)
+    row = torch.where(truth == ignore_index, side, row)
     return _histogram(row * side + column, (side + 1) * side)[: side * side].view(side, side)
 
 
@@ -83,10 +83,11 @@ def source_positions(
     position = torch.arange(out_size, dtype=torch.float32, device=device)
     numerator, denominator = (in_size - 1, out_size - 1) if align_corners else (in_size, out_size)
     scale = torch.tensor(float(numerator)) / torch.tensor(float(max(denominator, 1)))
-    if align_corners:
-        position = position * scale
-    else:
-        position = ((position + 0.5) * scale - 0.5).clamp(min=0)
+    if not align_corners:
+        position = position + 0.5
+    position = position * scale
+    if not align_corners:
+        position = (position - 0.5).clamp(min=0)
     low = position.long().clamp(max=in_size - 1)
     high = (low + 1).clamp(max=in_size - 1)
     weight = position - low
@@ -241,7 +242,7 @@ def hard_vote(predictions: Tensor, num_classes: int, weights: Sequence[float] | 
         for prediction, weight in zip(predictions, weights, strict=True):
             total = total + (prediction == candidate) * torch.tensor(weight, dtype=torch.float32)
         better = (total > best) | ((total == best) & (candidate < winner))
-        better &= candidate < num_classes
+        better &= candidate.int() < num_classes  # 256 does not fit uint8
         best = torch.where(better, total, best)
         winner = torch.where(better, candidate, winner)
     return winner
@@ -267,7 +268,8 @@ def check_confidence_histogram(
 def confidence_histogram(confidence: Tensor, pred: Tensor, num_classes: int, bins: int) -> Tensor:
     check_confidence_histogram(confidence, pred, num_classes, bins)
     position = confidence * bins
+    pred = pred.long()  # a num_classes of 256 does not fit uint8
     counted = (pred < num_classes) & ~position.isnan()
     column = position.clamp(0, bins - 1).nan_to_num(0).long()
-    index = torch.where(counted, pred.long() * bins + column, num_classes * bins)
+    index = torch.where(counted, pred * bins + column, num_classes * bins)
     return _histogram(index, num_classes * bins + 1)[:-1].view(num_classes, bins)
