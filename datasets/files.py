@@ -1,4 +1,4 @@
-"""Read images, labels and lists from disk, and write label pictures, naming the file in every error."""
+"""Read images, labels and lists, and write label pictures; every error names the file."""
 
 import os
 import struct

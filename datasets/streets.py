@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from datasets import scene
 from datasets.base import Row, SegmentationDataset
-from datasets.palettes import COLOURS
+from datasets.drawing.palettes import COLOURS
+from datasets.drawing.scene import draw
 from errors import UserError
 
 DISPLAY = {
@@ -56,10 +56,10 @@ class Streets(SegmentationDataset):
             raise UserError(f"dataset streets: gap must lie in [0, 1], got {gap}")
         if self.seed < 0:
             raise UserError(f"dataset streets: the seed must not be negative, got {self.seed}")
-        strength = round(256 * gap) if style == "target" else 0
+        strength = round(128 * gap) if style == "target" else 0
         key = (self.seed, self.splits.index(self.split), self.options["style"].index(style))
         count = self.num_images or COUNT[self.split]
-        self.scenes = [scene.draw((*key, i), strength) for i in range(count)]
+        self.scenes = [draw((*key, i), strength) for i in range(count)]
         names = [f"{style}/{self.split}/{i:05d}.png" for i in range(count)]
         return [(name, name if self.labelled else None) for name in names]
 

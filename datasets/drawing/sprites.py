@@ -1,7 +1,7 @@
 """Small pictures of street objects, as maps of part numbers, made of integer discs and polygons.
 
 Every sprite is uint8 [64,64], stretched to its object's size when it is drawn. Part 0 is empty;
-`scene` gives each other part a class and a colour.
+`things` gives each other part a class and a colour.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def stack(*layers: tuple[int, np.ndarray]) -> np.ndarray:
 
 
 # Parts of both car views: 1 body, 2 glass, 3 tyre, 4 lamp, 5 plate or hub, 6 trim.
-CAR_REAR = stack(
+CAR_END = stack(
     (3, box(6, 50, 18, 64) | box(46, 50, 58, 64)),
     (1, polygon((14, 0), (49, 0), (58, 26), (5, 26))),
     (1, box(2, 24, 62, 54) | disc(8, 26, 7, 6) | disc(55, 26, 7, 6)),
@@ -114,10 +114,10 @@ SIGNS = (
         (3, box(6, 6, 58, 58)),
         (2, polygon((31, 12), (33, 12), (52, 40), (12, 40)) | box(26, 38, 38, 54)),
     ),
-    stack(
-        (3, box(14, 0, 50, 64)),
-        (4, disc(32, 11, 10, 8)),
-        (5, disc(32, 32, 10, 8)),
-        (6, disc(32, 53, 10, 8)),
-    ),
+)
+TRAFFIC_LIGHT = stack(
+    (3, box(14, 0, 50, 64)),
+    (4, disc(32, 11, 10, 8)),
+    (5, disc(32, 32, 10, 8)),
+    (6, disc(32, 53, 10, 8)),
 )

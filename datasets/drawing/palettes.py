@@ -1,8 +1,10 @@
 """Colours of the drawn streets: what things are made of, on a clear day and in fog at dusk."""
 
-import numpy as np
+import functools
 
-# class -> material -> variants, each (clear day, foggy dusk) in RGB. The classes' order is their id.
+Colour = tuple[int, int, int]
+
+# class -> material -> variants, each (clear day, foggy dusk) in RGB; classes in order of their ids.
 COLOURS = {
     "road": {
         "road": (((98, 98, 102), (86, 80, 96)), ((84, 86, 92), (104, 98, 108))),
@@ -87,7 +89,21 @@ COLOURS = {
 }
 
 
-def blended(gap: int) -> dict[str, np.ndarray]:
-    """Return each material's variants, int [V,3], gap/256 of the way from day to dusk."""
-    colours = {name: np.array(v) for group in COLOURS.values() for name, v in group.items()}
-    return {name: (v[:, 0] * (256 - gap) + v[:, 1] * gap) >> 8 for name, v in colours.items()}
+@functools.lru_cache(maxsize=8)
+def blended(gap: int) -> dict[str, tuple[Colour, ...]]:
+    """Return each material's variants, gap/128 of the way from day to dusk."""
+    return {
+        name: tuple(mix(day, dusk, gap) for day, dusk in variants)
+        for group in COLOURS.values()
+        for name, variants in group.items()
+    }
+
+
+def mix(a: Colour, b: Colour, weight: int) -> Colour:
+    """Return the colour weight/128 of the way from a to b."""
+    return tuple((x * (128 - weight) + y * weight) >> 7 for x, y in zip(a, b, strict=True))
+
+
+def dimmed(colour: Colour, light: int) -> Colour:
+    """Return the colour under light/128 of the full light."""
+    return mix((0, 0, 0), colour, light)

@@ -1,0 +1,1 @@
+"""The drawn streets' pictures, in integers only: see `datasets.drawing.scene.draw`."""
