@@ -14,7 +14,7 @@ from datasets import files
 from errors import UserError
 
 IGNORE = 255
-UNKNOWN = 254  # marks raw ids that the class table does not hold; never leaves this module
+UNKNOWN = 254  # marks raw ids that the class table does not hold; never in a sample
 
 
 class Row(NamedTuple):
@@ -221,6 +221,11 @@ class SegmentationDataset(Dataset):
                 f"its image {self.root / image_name} {image.width}x{image.height}"
             )
         return image, label
+
+    def full_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width of an image in its own size, from the file's header."""
+        with Image.open(self.root / self.pairs[index][0]) as image:
+            return image.height, image.width
 
     def __len__(self) -> int:
         return len(self.pairs)
