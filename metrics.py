@@ -110,6 +110,13 @@ class ConfusionMatrix:
             "void_share": 100 * _ratio(sum(row[-1] for row in matrix[:-1]), total),
         }
 
+    def summary(self, scored: list[int] | None = None) -> dict:
+        """Return the main scores as plain values for a log: `miou`, ..., `iou` by class name."""
+        scores = self.compute(scored)
+        named = zip(self.class_names, scores["iou"], strict=True)
+        kept = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "classes_scored")
+        return {key: scores[key] for key in kept} | {"iou": dict(named)}
+
     def group_iou(self, groups: dict[str, list[int]]) -> dict[str, float]:
         """Return the IoU of groups of classes in percent, nan where a group does not occur.
 

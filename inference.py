@@ -1,0 +1,328 @@
+"""From uint8 images to train ids: one pass, windows, several scales, mirrored; score and save.
+
+Logits stay at the network's own resolution. They are resized and reduced to class ids in one step
+by `kernels.argmax_upsample`, so that no [N,C,H,W] tensor of the label's size ever exists.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+from tqdm import tqdm
+
+import kernels
+import models
+from datasets import build_dataset
+from engine import autocast, load_model, make_loader
+from errors import UserError
+from metrics import ConfusionMatrix
+
+
+class Predictor:
+    """Predict class ids with a trained network.
+
+    Several views of an image (scales, mirrored) are averaged as softmax probabilities on the
+    output grid of the largest scale; the logarithm of the mean then takes the place of the logits,
+    so that one view gives exactly the ids and confidences of the plain pass. Windows (`slide`)
+    overlap by half and are averaged as logits on the output grid of the whole image, as mmseg and
+    HRDA do at full size.
+
+    Args:
+        model: network with `normalisation`, in evaluation mode; its device is where this runs.
+        precision: "bf16" or "fp32" of the network; everything after it is float32.
+        align_corners: how logits are resized. True is AdaptSegNet's and ADVENT's protocol, False
+            DAFormer's; it moves mIoU by about a point, so it belongs to the checkpoint.
+        scales: factors of the input size, each > 0.
+        flip: add the mirrored image of every scale.
+        slide: window W, H in input pixels, multiples of 32; None for the whole image at once.
+
+    Raises:
+        UserError: a value that is not allowed.
+
+    Source: multi-view averaging: Seg-Uncertainty evaluate_cityscapes.py and
+    generate_plabel_cityscapes.py; deviation: they resize each view's logits to the full size
+    before the softmax. Windows: HRDA hrda_encoder_decoder.py; deviations: the overlap is one half,
+    and the last window reaches the border by growing instead of by moving back, so that
+    all windows lie on the network's grid.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: str = "fp32",
+        align_corners: bool = False,
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+        slide: tuple[int, int] | None = None,
+    ) -> None:
+        if not scales or min(scales) <= 0:
+            raise UserError(f"scales must be above 0, given {','.join(map(str, scales))}")
+        if slide is not None and any(side % 32 or side <= 0 for side in slide):
+            raise UserError(f"a window's sides must be multiples of 32, given {slide}")
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.precision = precision
+        self.align_corners = align_corners
+        self.scales = scales
+        self.flip = flip
+        self.slide = slide
+
+    @torch.inference_mode()
+    def __call__(
+        self, images: Tensor, size: tuple[int, int], with_confidence: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Predict the class of every pixel.
+
+        Args:
+            images: uint8 [N,3,h,w] RGB, on any device.
+            size: H, W of the result, usually the label's.
+            with_confidence: return the softmax maximum too.
+
+        Returns:
+            train ids uint8 [N,H,W] (and confidence float32 [N,H,W], 0..1).
+        """
+        logits = self.logits(images)
+        return kernels.argmax_upsample(logits, size, self.align_corners, with_confidence)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return float32 [N,C,h,w] at the network's own resolution.
+
+        Args:
+            images: uint8 [N,3,H,W] RGB, on any device.
+        """
+        assert not self.model.training, "the network is in training mode"
+        images = models.normalise(
+            images.to(self.device, non_blocking=True), self.model.normalisation
+        )
+        if self.scales == (1.0,) and not self.flip:
+            return self._forward(images)
+
+        total: Tensor | None = None
+        for scale in sorted(self.scales, reverse=True):
+            scaled = _resize_images(images, scale)
+            for mirrored in (False, True) if self.flip else (False,):
+                logits = self._forward(scaled.flip(3) if mirrored else scaled)
+                probs = logits.softmax(1)
+                probs = probs.flip(3) if mirrored else probs
+                if total is None:
+                    total = torch.zeros_like(probs)
+                total += _resize(probs, total.shape[-2:], self.align_corners)
+        mean = total / (len(self.scales) * (1 + self.flip))
+        # A probability that underflowed to 0 would make -inf * 0 = nan in the interpolation.
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+
+    def _forward(self, images: Tensor) -> Tensor:
+        if self.slide is None:
+            return self._network(images)
+        return _slide(self._network, images, self.slide)
+
+    def _network(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.precision, self.device):
+            return self.model(images, aux=False)["out"].float()
+
+
+def _resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _resize_images(images: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return images
+    size = [max(1, round(side * scale)) for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+
+def _slide(network, images: Tensor, window: tuple[int, int]) -> Tensor:
+    """Average the logits of half-overlapping windows on the grid of the whole image."""
+    height, width = images.shape[-2:]
+    corner = network(images[:, :, : window[1], : window[0]])
+    rows = _spans(height, window[1], corner.shape[2])
+    columns = _spans(width, window[0], corner.shape[3])
+    parts = []
+    for top, bottom, row in rows:
+        for left, right, column in columns:
+            first = top == left == 0
+            part = corner if first else network(images[:, :, top:bottom, left:right])
+            parts.append((row, column, part))
+
+    row, column, last = parts[-1]
+    grid = (*last.shape[:2], row + last.shape[2], column + last.shape[3])
+    total, count = last.new_zeros(grid), last.new_zeros(grid[2:])
+    for row, column, part in parts:
+        cells = (..., slice(row, row + part.shape[2]), slice(column, column + part.shape[3]))
+        total[cells] += part
+        count[cells] += 1
+    return total / count
+
+
+def _spans(length: int, window: int, cells: int) -> list[tuple[int, int, int]]:
+    """Return start and end in pixels, and start in cells, of the windows along one side.
+
+    `cells` is how many the network makes of a window. A network of stride r, a power of two, makes
+    ceil(window / r) of it, or one more with DeepLabv2's padding; both give the same r below.
+    """
+    if window >= length:
+        return [(0, length, 0)]
+    if cells < 3:
+        raise UserError(f"a window of {window} pixels is only {cells} cells of the network's grid")
+    stride = 2 ** math.floor(math.log2(window / (cells - 1)))
+    last = (length - window) // stride * stride
+    starts = [*range(0, last, window // 2 // stride * stride), last]
+    # The last window grows by less than a stride to reach the border.
+    return [
+        (start, length if start == last else start + window, start // stride) for start in starts
+    ]
+
+
+class _Sized(Dataset):
+    """Samples with `size`, the height and width a prediction of the image should have."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.dataset[index]
+        if "label" in sample:
+            return sample | {"size": tuple(sample["label"].shape)}
+        return sample | {"size": self.dataset.full_size(index)}
+
+
+def _collate(samples: list[dict]) -> dict:
+    """Batch samples, or say which images cannot be in one batch."""
+    first = samples[0]
+    for other in samples[1:]:
+        if other["image"].shape != first["image"].shape or other["size"] != first["size"]:
+            raise UserError(
+                f"{first['name']} and {other['name']} differ in size: give --batch-size 1"
+            )
+    batch = default_collate([{k: v for k, v in s.items() if k != "size"} for s in samples])
+    return batch | {"size": first["size"]}
+
+
+def predict(
+    predictor: Predictor, dataset: Dataset, *, with_confidence: bool = False, **loading
+) -> Iterator[tuple[dict, Tensor, Tensor | None]]:
+    """Predict every image of a dataset, in order, at the size of its label or file.
+
+    Args:
+        predictor: see `Predictor`.
+        dataset: of segshift.
+        with_confidence: fill the third entry.
+        **loading: batch_size (1 if left out), num_workers and timeout_seconds of
+            `engine.make_loader`.
+
+    Yields:
+        the batch, its train ids uint8 [N,H,W], its confidences float32 [N,H,W] or None.
+
+    Raises:
+        UserError: an unreadable file, or a batch of images of several sizes.
+    """
+    loader = make_loader(_Sized(dataset), collate_fn=_collate, **loading)
+    for batch in tqdm(loader, disable=None, leave=False):
+        result = predictor(batch["image"], batch["size"], with_confidence)
+        yield (batch, *result) if with_confidence else (batch, result, None)
+
+
+def evaluate(predictor: Predictor, dataset: Dataset, **loading) -> ConfusionMatrix:
+    """Score a network on a labelled dataset.
+
+    Args:
+        predictor: see `Predictor`.
+        dataset: of segshift, labelled; with `resize_label=False` the score is at full size.
+        **loading: see `predict`.
+
+    Returns:
+        the confusion matrix; `compute` reads it.
+    """
+    confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, dataset.ignore_index)
+    for batch, pred, _ in predict(predictor, dataset, **loading):
+        confusion.update(pred, batch["label"].to(pred.device, non_blocking=True))
+    return confusion
+
+
+def open_dataset(
+    dataset: str | None,
+    data_dir: str | None,
+    *,
+    input_size: tuple[int, int] | None,
+    data_options: dict,
+    checkpoint: dict,
+    **data,
+) -> Dataset:
+    """Open the images a network is to be run on, their labels in their own size.
+
+    Args:
+        dataset: name; None for the checkpoint's, with its `data_options`.
+        data_dir: its folder.
+        input_size: W, H in pixels that images are resized to; None for the checkpoint's, else
+            their own.
+        data_options, **data: further arguments of `datasets.build_dataset`, the former win.
+        checkpoint: what a checkpoint of ours says of its data; may be empty.
+
+    Raises:
+        UserError: no dataset is named, or it cannot be opened; see `datasets.build_dataset`.
+    """
+    if dataset is None and "dataset" not in checkpoint:
+        raise UserError("give --dataset, nothing else says which it is")
+    if dataset in (None, checkpoint.get("dataset")):
+        dataset = checkpoint.get("dataset", dataset)
+        data_options = {**checkpoint.get("data_options", {}), **data_options}
+    size = input_size or checkpoint.get("input_size")
+    arguments = {"name": dataset, "root": data_dir, "size": size, "resize_label": False, **data}
+    return build_dataset(**{**arguments, **data_options})
+
+
+def restore(
+    path: str | Path,
+    device: torch.device,
+    *,
+    architecture: dict | None,
+    data: dict,
+    align_corners: bool | None = None,
+    **how,
+) -> tuple[Predictor, Dataset]:
+    """Load a network for inference and open the images it is to be run on.
+
+    Args:
+        path: a checkpoint of ours, or weights of another project when `architecture` is given.
+        device: where the network goes.
+        architecture: `name` and options of `models.build_model`; None for the checkpoint's.
+        data: see `open_dataset`.
+        align_corners: None for the checkpoint's, else False.
+        **how: of `Predictor`.
+
+    Returns:
+        a predictor whose network has its batch norms folded, and the dataset.
+
+    Raises:
+        UserError: the file cannot be loaded, or its classes are not the dataset's.
+    """
+    checkpoint: dict = {}
+    if architecture is None:
+        model, checkpoint = load_model(path, device)
+    dataset = open_dataset(checkpoint=checkpoint, **data)
+    if architecture is not None:
+        model = models.build_model(num_classes=dataset.num_classes, **architecture)
+        print(models.load_weights(model, path), flush=True)
+    elif checkpoint["classes"] != dataset.class_names:
+        theirs, ours = checkpoint["classes"], dataset.class_names
+        raise UserError(
+            f"{path} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
+            f"{dataset.name} has {len(ours)} ({', '.join(ours[:3])}, ...)"
+        )
+    if align_corners is None:
+        align_corners = checkpoint.get("align_corners", False)
+    model = models.fold_batchnorm(model).to(device, memory_format=torch.channels_last)
+    return Predictor(model, align_corners=align_corners, **how), dataset
