@@ -5,13 +5,25 @@ from typing import Any
 
 from datasets.base import SegmentationDataset
 from datasets.camvid import CamVid
+from datasets.cityscapes import Cityscapes
+from datasets.cyclegta import CycleGTA
 from datasets.files import colourise, write_label_png
+from datasets.folder import Folder
+from datasets.gta5 import GTA5
+from datasets.loveda import LoveDA
 from datasets.streets import Streets
+from datasets.synthia import Synthia
 from errors import UserError
 
 DATASETS = {
     "camvid": CamVid,
+    "cityscapes": Cityscapes,
+    "cyclegta": CycleGTA,
+    "folder": Folder,
+    "gta5": GTA5,
+    "loveda": LoveDA,
     "streets": Streets,
+    "synthia": Synthia,
 }
 
 __all__ = ["DATASETS", "SegmentationDataset", "build_dataset", "colourise", "write_label_png"]

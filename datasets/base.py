@@ -53,6 +53,7 @@ class SegmentationDataset(Dataset):
 
     name: ClassVar[str]
     rows: ClassVar[Sequence[Row]]
+    raw_to_train: ClassVar[dict[int, int] | None] = None  # where files use ids of another table
     splits: ClassVar[tuple[str, ...]]
     layout: ClassVar[str]  # shown when files are missing
     subsets: ClassVar[dict[str, list[int]]] = {}
@@ -140,8 +141,9 @@ class SegmentationDataset(Dataset):
         if self.option.get("label_kind") == "trainIds":
             self.lookup[: self.num_classes] = range(self.num_classes)
         else:
-            for row in rows:
-                self.lookup[row.id % 256] = row.train_id  # an id of -1 is stored as 255
+            table = self.raw_to_train or {row.id: row.train_id for row in rows}
+            for raw, train in table.items():
+                self.lookup[raw % 256] = train  # an id of -1 is stored as 255
 
     def find(self) -> list[tuple[str, str | None]]:
         """Return the pairs of the dataset's standard folder layout, sorted by image."""
@@ -157,9 +159,16 @@ class SegmentationDataset(Dataset):
             )
         return [path.relative_to(self.root) for path in found]
 
-    def pair_up(
-        self, pairs: list[tuple[str, str]], source: str | None = None
-    ) -> list[tuple[str, str | None]]:
+    def walk_images(self, folder: str) -> list[Path]:
+        """Return the image files of any format below `root/folder`, sorted, as `walk`."""
+        found = [
+            path for path in self.walk(folder, "**/*") if path.suffix.lower() in files.SUFFIXES
+        ]
+        if not found:
+            raise UserError(f"{self.root / folder}: no images; {self.name} is: {self.layout}")
+        return found
+
+    def pair_up(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str | None]]:
         """Drop the labels of an unlabelled dataset, else check that each is there."""
         if not self.labelled:
             return [(image, None) for image, _ in pairs]

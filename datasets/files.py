@@ -13,6 +13,7 @@ from PIL import Image
 from errors import UserError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, where it would only warn
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000")
 # What Pillow's decoders raise on damaged files; UnidentifiedImageError is an OSError.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)

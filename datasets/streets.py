@@ -71,3 +71,7 @@ class Streets(SegmentationDataset):
         """Return the drawn image and train ids."""
         image, label = self.scenes[index]
         return Image.fromarray(image), label if self.labelled else None
+
+    def full_size(self, index: int) -> tuple[int, int]:
+        """Return the height and width of the drawing."""
+        return self.scenes[index][1].shape

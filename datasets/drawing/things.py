@@ -32,12 +32,12 @@ def place(
                 if dice.chance(75):
                     depth += dice.roll(0, 300)
                     yield depth, partial(draw_tree, canvas, kind, leaves, x, height)
-        for depth in range(dice.roll(600, 1500), 4500, dice.roll(900, 1700)):
+        for depth in range(dice.roll(450, 1200), 2600, dice.roll(600, 1200)):
             x = kerb + outward * dice.roll(30, 60)
             yield depth, partial(draw_post, canvas, x, outward, dice.roll(0, 10))
-        for _ in range(dice.roll(1, 4)):
+        for _ in range(dice.roll(2, 5)):
             x = dice.roll(*sorted((kerb + outward * 40, front - outward * 30)))
-            yield dice.roll(650, 2600), partial(draw_person, canvas, x)
+            yield dice.roll(450, 1700), partial(draw_person, canvas, x)
         for depth in range(dice.roll(600, 1400), 4200, dice.roll(560, 900)):
             if dice.chance(45):
                 yield depth, partial(draw_car, canvas, kerb - outward * 105, outward < 0)
@@ -48,7 +48,7 @@ def place(
         yield dice.roll(1000, 3500), partial(draw_car, canvas, road[0] * 5 // 8, True)
     if dice.chance(35):
         x = dice.roll(road[0] + 60, road[1] - 60)
-        yield dice.roll(900, 2200), partial(draw_person, canvas, x)
+        yield dice.roll(700, 1500), partial(draw_person, canvas, x)
 
 
 def draw_tree(
@@ -65,24 +65,24 @@ def draw_person(canvas: Canvas, x: int, depth: int) -> None:
     dice, height = canvas.dice, canvas.dice.roll(150, 192)
     parts = canvas.add_all("skin", "hair", "top", "trousers", "shoe", "bag")
     sprite = sprites.PEOPLE[dice.roll(0, len(sprites.PEOPLE))]
-    corners = canvas.upright(x - 34, x + 34, 0, height, depth)
+    corners = canvas.upright(x - 40, x + 40, 0, height, depth)
     canvas.stamp(sprite, parts, corners, depth, mirrored=dice.chance(50))
 
 
 def draw_post(canvas: Canvas, x: int, outward: int, kind: int, depth: int) -> None:
     """Draw a pole with a street lamp (kinds 0 to 3), a traffic light (4, 5) or a sign."""
     pole = canvas.add("pole")
-    height, half = (620, 9) if kind < 4 else (330, 8) if kind < 6 else (270, 7)
+    height, half = (620, 17) if kind < 4 else (330, 15) if kind < 6 else (270, 14)
     canvas.box(canvas.upright(x - half, x + half, 0, height, depth), pole, depth)
     if kind < 4:
         head = x - outward * 150
-        arm = canvas.upright(*sorted((x, head)), height - 14, height, depth)
+        arm = canvas.upright(*sorted((x, head)), height - 26, height, depth)
         canvas.box(arm, pole, depth)
-        lamp = canvas.upright(head - 30, head + 30, height - 24, height + 4, depth)
+        lamp = canvas.upright(head - 36, head + 36, height - 40, height + 4, depth)
         canvas.box(lamp, canvas.add("lamp_head"), depth)
         return
     half, length, sprite = (
-        (28, 130, sprites.TRAFFIC_LIGHT) if kind < 6 else (48, 96, sprites.SIGNS[kind % 3])
+        (40, 150, sprites.TRAFFIC_LIGHT) if kind < 6 else (60, 120, sprites.SIGNS[kind % 3])
     )
     face = ("sign_blue", "sign_face") if kind % 3 == 2 else ("sign_face", "sign_dark")
     parts = canvas.add_all("sign_rim", *face, "red", "amber", "green")

@@ -1,0 +1,60 @@
+"""SYNTHIA-RAND-CITYSCAPES: rendered streets with 16 of the classes of Cityscapes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from datasets import files
+from datasets.base import IGNORE
+from datasets.cityscapes import CityscapesClasses
+from datasets.png16 import read_channel
+from errors import UserError
+
+
+class Synthia(CityscapesClasses):
+    """SYNTHIA-RAND-CITYSCAPES in the folders of its download, in the 19 train ids of Cityscapes.
+
+    Its labels are 16-bit RGB PNGs with the class id in the red channel. Terrain, truck and train
+    do not occur; models trained on it are scored on `subsets` of 16 and 13 classes.
+
+    Source: Ros et al. 2016; the id map is the field's (MIC tools/convert_datasets/synthia.py);
+        void, parking, road work and lane marking (0, 13, 14, 22) are ignored.
+    """
+
+    name = "synthia"
+    splits = ("train",)
+    layout = "ROOT/RGB/*.png with 16-bit labels of the same name in ROOT/GT/LABELS/"
+    raw_to_train = dict.fromkeys((0, 13, 14, 22), IGNORE) | {
+        1: 10,  # sky
+        2: 2,  # building
+        3: 0,  # road
+        4: 1,  # sidewalk
+        5: 4,  # fence
+        6: 8,  # vegetation
+        7: 5,  # pole
+        8: 13,  # car
+        9: 7,  # traffic sign
+        10: 11,  # pedestrian
+        11: 18,  # bicycle
+        12: 17,  # motorcycle
+        15: 6,  # traffic light
+        16: 9,  # terrain
+        17: 12,  # rider
+        18: 14,  # truck
+        19: 15,  # bus
+        20: 16,  # train
+        21: 3,  # wall
+    }
+
+    def find(self) -> list[tuple[str, str | None]]:
+        images = self.walk("RGB", "*.png")
+        return self.pair_up([(path.as_posix(), f"GT/LABELS/{path.name}") for path in images])
+
+    def read_ids(self, path: Path) -> np.ndarray:
+        """Read the red channel; labels of train ids (pseudo labels) are plain 8-bit files."""
+        if self.option["label_kind"] == "trainIds":
+            return files.read_label(path)
+        ids = read_channel(path)
+        if ids.max() > 255:
+            raise UserError(f"{path}: label values outside the class table: {ids.max()}")
+        return ids
