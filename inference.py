@@ -143,16 +143,17 @@ def _resize_images(images: Tensor, scale: float) -> Tensor:
 
 def _slide(network, images: Tensor, window: tuple[int, int]) -> Tensor:
     """Average the logits of half-overlapping windows on the grid of the whole image."""
-    height, width = images.shape[-2:]
-    corner = network(images[:, :, : window[1], : window[0]])
-    rows = _spans(height, window[1], corner.shape[2])
-    columns = _spans(width, window[0], corner.shape[3])
+    first = images[:, :, : window[1], : window[0]]
+    corner = network(first)
+    rows = _spans(images.shape[2], window[1], corner.shape[2])
+    columns = _spans(images.shape[3], window[0], corner.shape[3])
     parts = []
     for top, bottom, row in rows:
         for left, right, column in columns:
-            first = top == left == 0
-            part = corner if first else network(images[:, :, top:bottom, left:right])
-            parts.append((row, column, part))
+            view = images[:, :, top:bottom, left:right]
+            # the corner is done already, unless it is the last window too and has grown
+            done = top == left == 0 and view.shape == first.shape
+            parts.append((row, column, corner if done else network(view)))
 
     row, column, last = parts[-1]
     grid = (*last.shape[:2], row + last.shape[2], column + last.shape[3])
@@ -315,7 +316,7 @@ def restore(
     dataset = open_dataset(checkpoint=checkpoint, **data)
     if architecture is not None:
         model = models.build_model(num_classes=dataset.num_classes, **architecture)
-        print(models.load_weights(model, path), flush=True)
+        print(models.load_weights(model, path, strict=True), flush=True)
     elif checkpoint["classes"] != dataset.class_names:
         theirs, ours = checkpoint["classes"], dataset.class_names
         raise UserError(

@@ -5,7 +5,10 @@ parses with `parse`. Nothing here imports torch: ``--help`` must be instant.
 """
 
 import argparse
+import contextlib
 import sys
+
+from errors import UserError
 
 # A recipe is a set of option values under a published name. Values given on the command line win.
 # Sources: AdaptSegNet train_gta2cityscapes_multi.py and README; ADVENT domain_adaptation/config.py;
@@ -239,6 +242,21 @@ def model_options(args: argparse.Namespace) -> dict:
     return {key: value for key, value in given.items() if value is not None}
 
 
+def architecture(args: argparse.Namespace) -> dict | None:
+    """Return what `models.build_model` takes beside the class count, None without --model.
+
+    Raises:
+        UserError: options of a network without --model: a checkpoint of ours has its own.
+    """
+    given = model_options(args)
+    if args.model is not None:
+        return {"name": args.model, **given}
+    if given:
+        flag = f"--{next(iter(given)).replace('_', '-')}"
+        raise UserError(f"{flag} goes with --model, for the weights of other projects")
+    return None
+
+
 def add_device(parser: Parser) -> None:
     """Add where and in which precision the network runs, and the loader's settings."""
     group = parser.add_argument_group("device and loading")
@@ -352,11 +370,26 @@ def add_data(parser: Parser, split: str) -> None:
     group.add_argument("--batch-size", type=at_least(1), default=1)
 
 
-def key_value(text: str) -> tuple[str, str]:
-    """Parse `KEY=VALUE`."""
-    key, equals, value = text.partition("=")
-    if not (key and equals and value):
+def data_values(args: argparse.Namespace) -> dict:
+    """Return what `inference.open_dataset` takes of the options of `add_data`."""
+    return {
+        "dataset": args.dataset,
+        "data_dir": args.data_dir,
+        "split": args.set,
+        "list_file": args.data_list,
+        "input_size": args.input_size,
+        "data_options": dict(args.data_option),
+    }
+
+
+def key_value(text: str) -> tuple[str, str | float]:
+    """Parse `KEY=VALUE`; a value that is a number becomes one."""
+    key, _, value = text.partition("=")
+    if not (key and value):
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE: {text!r}")
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return key, kind(value)
     return key, value
 
 
@@ -382,3 +415,13 @@ def add_views(parser: Parser) -> None:
         action=BOOLEAN,
         help="how logits are resized; default: the checkpoint's, else no",
     )
+
+
+def view_values(args: argparse.Namespace) -> dict:
+    """Return what `inference.restore` takes of the options of `add_views`."""
+    return {
+        "scales": args.scales,
+        "flip": args.flip,
+        "slide": args.slide,
+        "align_corners": args.align_corners,
+    }

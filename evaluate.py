@@ -1,0 +1,222 @@
+"""Score checkpoints, or folders of predictions, on a labelled dataset.
+
+A checkpoint says its architecture, classes, dataset, input size and align_corners itself:
+
+    python evaluate.py --restore-from snapshots/demo/streets_best.pth
+
+Weights of another project, the way it evaluates them:
+
+    python evaluate.py --restore-from GTA2Cityscapes_multi.pth --model deeplabv2 --multi-level \\
+        --aspp-dilations 6,12 --align-corners --dataset cityscapes --data-dir data/Cityscapes \\
+        --input-size 1024,512
+
+The lines `===>class:` and `===> mIoU:` are AdaptSegNet's; the line before them is the protocol.
+--save writes train_ids/ (greyscale), color/ (palette) and, where the dataset's own ids differ,
+label_ids/ (what the Cityscapes server takes). --predictions scores such a folder again.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import engine
+import options
+from errors import UserError
+
+
+def parse_args(argv: list[str] | None = None):
+    """Return the options of the command line."""
+    parser = options.parser(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--restore-from", nargs="+", metavar="FILE", help="one or several")
+    what.add_argument("--predictions", metavar="DIR", help="score these PNGs, without a network")
+    parser.add_argument(
+        "--prediction-ids",
+        choices=["train", "label"],
+        default="train",
+        help="what --predictions hold: train ids, or those of the dataset's label files",
+    )
+    parser.add_argument("--classes", metavar="N", help="score a subset: SYNTHIA's 16 or 13")
+    parser.add_argument("--json", metavar="FILE", help="write the scores")
+    parser.add_argument("--save", metavar="DIR", help="write the predictions as PNGs")
+    options.add_data(parser, split="val")
+    options.add_views(parser)
+    options.add_model(parser, default=None)
+    options.add_device(parser)
+    return parser.parse_args(argv)
+
+
+def main(args) -> None:
+    """Score everything asked for, one after the other."""
+    if args.predictions:
+        results = [score_folder(args)]
+    else:
+        results = [score_checkpoint(args, path) for path in args.restore_from]
+    if len(results) > 1:
+        print("\n".join(f"{result['miou']:6.2f}  {result['checkpoint']}" for result in results))
+    if args.json:
+        engine.write_text(args.json, json.dumps(without_nan(results), indent=1) + "\n")
+
+
+def score_checkpoint(args, path: str) -> dict:
+    """Run a network over the dataset, save what it predicts if asked to, print its scores."""
+    import inference  # imports kernels, which compiles them
+    import predictions
+    from metrics import ConfusionMatrix
+
+    device = engine.pick_device(args.device)
+    predictor, dataset = inference.restore(
+        path,
+        device,
+        architecture=options.architecture(args),
+        data=options.data_values(args),
+        precision=engine.pick_precision(args.precision, device),
+        **options.view_values(args),
+    )
+    scored = scored_classes(args.classes, dataset)
+    if args.save:
+        several = len(args.restore_from) > 1
+        folder = predictions.writable_folder(Path(args.save, Path(path).stem if several else ""))
+        stems = predictions.stems(dataset)
+
+    confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names)
+    sizes = {"input": set(), "label": set()}
+    batches = inference.predict(
+        predictor,
+        dataset,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        timeout_seconds=args.loader_timeout,
+    )
+    start = time.perf_counter()
+    with predictions.Writers() as write:
+        for batch, pred, _ in batches:
+            confusion.update(pred, batch["label"].to(device, non_blocking=True))
+            sizes["input"].add(tuple(batch["image"].shape[-2:]))
+            sizes["label"].add(tuple(pred.shape[-2:]))
+            if args.save:
+                for name, ids in zip(batch["name"], pred.cpu().numpy(), strict=True):
+                    save(write, folder, stems[name], ids, dataset)
+    protocol = {
+        **{key: shown_sizes(seen) for key, seen in sizes.items()},
+        "align_corners": predictor.align_corners,
+        "scales": predictor.scales,
+        "flip": predictor.flip,
+        "slide": predictor.slide and "{}x{}".format(*predictor.slide),
+        "precision": predictor.precision,
+        "checkpoint": path,
+    }
+    return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
+
+
+def save(write: Callable, folder: Path, stem: str, ids, dataset) -> None:
+    """Write one prediction as train ids, in colour, and as the dataset's own ids."""
+    from datasets import write_label_png
+
+    write(write_label_png, folder / "train_ids" / f"{stem}.png", ids)
+    write(write_label_png, folder / "color" / f"{stem}_color.png", ids, dataset.palette)
+    if any(dataset.train_to_raw[c] != c for c in range(dataset.num_classes)):
+        write(write_label_png, folder / "label_ids" / f"{stem}.png", dataset.train_to_raw[ids])
+
+
+def score_folder(args) -> dict:
+    """Score the PNGs of --predictions and print the scores."""
+    import inference
+    from metrics import ConfusionMatrix
+    from predictions import PredictedPairs
+
+    if args.save:
+        raise UserError("--save writes what a network predicts: give --restore-from")
+    dataset = inference.open_dataset(**options.data_values(args), checkpoint={})
+    scored = scored_classes(args.classes, dataset)
+    pairs = PredictedPairs(dataset, args.predictions, args.prediction_ids)
+    confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
+    seen = set()
+    start = time.perf_counter()
+    loader = engine.make_loader(
+        pairs, num_workers=args.num_workers, timeout_seconds=args.loader_timeout, batch_size=1
+    )
+    for batch in loader:
+        confusion.update(batch["pred"], batch["label"])
+        seen.add(tuple(batch["label"].shape[-2:]))
+    protocol = {
+        "label": shown_sizes(seen),
+        "predictions": args.predictions,
+        "ids": args.prediction_ids,
+    }
+    return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
+
+
+def scored_classes(subset: str | None, dataset) -> list[int] | None:
+    """Return the train ids of --classes, None for all."""
+    if subset is not None and subset not in dataset.subsets:
+        there = ", ".join(dataset.subsets) or "none"
+        raise UserError(f"--classes {subset}: the subsets of {dataset.name} are: {there}")
+    return dataset.subsets[subset] if subset is not None else None
+
+
+def shown_sizes(seen: Iterable[tuple[int, int]]) -> str:
+    """Return the one size of all images as WxH, else how many there are."""
+    sizes = sorted(seen)
+    if len(sizes) == 1:
+        return f"{sizes[0][1]}x{sizes[0][0]}"
+    return f"{len(sizes)} sizes"
+
+
+def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> dict:
+    """Print the protocol and the scores; return both."""
+    protocol = {
+        "dataset": dataset.name,
+        "images": args.data_list or args.set,
+        "count": len(dataset),
+        **{key: value for key, value in dataset.option.items() if value is not None},
+        "classes": args.classes or dataset.num_classes,
+        **protocol,
+    }
+    scores = confusion.compute(scored)
+    print("protocol: " + ", ".join(f"{key} {shown(value)}" for key, value in protocol.items()))
+    print("\n".join(confusion.lines(scores)))
+    wanted = len(scores["scored"])
+    print(
+        f"mIoU is the mean of {scores['classes_scored']} of {wanted} classes, the others neither "
+        "in the labels nor predicted"
+        if scores["classes_scored"] < wanted
+        else f"mIoU is the mean of all {wanted} classes"
+    )
+    print(
+        f"pixel accuracy {scores['pixel_accuracy']:.2f}, mean accuracy "
+        f"{scores['mean_accuracy']:.2f}, frequency-weighted IoU {scores['fw_iou']:.2f}"
+    )
+    if scores["void_share"]:
+        print(f"{scores['void_share']:.2f} % of the pixels have no predicted class: misses")
+    result = {**protocol, **confusion.summary(scored), "seconds": seconds}
+    if dataset.categories:
+        categories = confusion.group_iou(dataset.categories)
+        present = [iou for iou in categories.values() if not math.isnan(iou)]
+        result |= {"categories": categories, "category_miou": sum(present) / len(present)}
+        print("\n".join(f"category {name}\t{round(iou, 2)}" for name, iou in categories.items()))
+        print(f"category mIoU {result['category_miou']:.2f}")
+    print(f"{len(dataset)} images in {seconds:.1f} s", flush=True)
+    return result
+
+
+def shown(value) -> str:
+    """Return an entry of the protocol as text."""
+    if value is None or isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else str(value)
+
+
+def without_nan(value):
+    """Return plain values with None for nan, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+if __name__ == "__main__":
+    engine.run(main, parse_args)
