@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import conv_norm_relu, norm, upsample_to
+from models.layers import conv_norm_relu, norm, require_positive, upsample_to
 from models.normalisation import NORMALISATIONS
 
 
@@ -40,6 +40,7 @@ class Compact(nn.Module):
 
     def __init__(self, num_classes: int, *, width: int = 32, norm: str = "group"):
         super().__init__()
+        require_positive("width", [width])
         self.arch = {"name": "compact", "num_classes": num_classes, "width": width, "norm": norm}
         self.normalisation = dict(NORMALISATIONS["lite"])
         deep = 2 * width

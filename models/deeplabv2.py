@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.layers import choose
+from models.layers import choose, require_positive
 from models.normalisation import NORMALISATIONS
 from models.resnet import ResNet
 
@@ -71,7 +71,7 @@ class DeepLabV2(ResNet):
     ):
         choose("backbone of deeplabv2", backbone, BACKBONES)
         super().__init__(backbone, output_stride=8, style=style)
-        aspp_dilations = tuple(aspp_dilations)
+        aspp_dilations = require_positive("aspp_dilations", aspp_dilations)
         self.arch = {
             "name": "deeplabv2",
             "num_classes": num_classes,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import efficientnet_lite
 from models.efficientnet_lite import LITES, EfficientNetLite
-from models.layers import choose, conv_norm_relu, upsample_to
+from models.layers import choose, conv_norm_relu, require_positive, upsample_to
 from models.normalisation import NORMALISATIONS
 from models.resnet import RESNETS, ResNet
 
@@ -117,12 +117,14 @@ class DeepLabV3Plus(nn.Module):
             dilations = [scale * dilation for dilation in ((3, 6) if light else (6, 12, 18))]
         if width is None:
             width = 64 if light else 256
+        dilations = require_positive("dilations", dilations)
+        require_positive("width", [width])
         self.arch = {
             "name": "deeplabv3plus",
             "num_classes": num_classes,
             "backbone": backbone,
             "output_stride": output_stride,
-            "dilations": tuple(dilations),
+            "dilations": dilations,
             "width": width,
             "norm": norm,
             "head_lr_factor": head_lr_factor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,18 @@ def choose(what: str, given: object, allowed: object) -> None:
     """
     if given not in allowed:
         raise UserError(f"{what} is {given!r}, must be one of {', '.join(map(str, allowed))}")
+
+
+def require_positive(what: str, values: Sequence[int]) -> tuple[int, ...]:
+    """Return an option's whole numbers as a tuple.
+
+    Raises:
+        UserError: there are none, or one is below 1.
+    """
+    values = tuple(values)
+    if not values or min(values) < 1:
+        raise UserError(f"{what} is {values}, must be whole numbers from 1")
+    return values
 
 
 def norm(kind: str, channels: int) -> nn.Module:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import pickle
 import re
+import sys
 import urllib.error
 import zipfile
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ RESNET_FILES = {
 # Where a checkpoint keeps its weights, in the order in which the names are tried
 CONTAINERS = ("model", "state_dict")
 PREFIXES = ("module.", "model.")
-ERRORS_SHOWN = 5
+# Batch norm's counter: absent before PyTorch 0.4.1, of the same shape everywhere, read by nothing
+COUNTER = "num_batches_tracked"
+NAMES_SHOWN = 5
 
 
 @dataclass
@@ -107,15 +110,15 @@ def load_state(model: nn.Module, content: object, origin: str, strict: bool = Fa
             raise UserError(f"{origin}: {name} holds infinite or undefined values")
         else:
             loaded[name] = tensor
-    # Files older than PyTorch 0.4.1 lack this counter, which nothing here reads.
     found = loaded.keys() | mismatched.keys()
-    missing = [n for n in own if n not in found and not n.endswith("num_batches_tracked")]
+    missing = [name for name in own if name not in found and not name.endswith(COUNTER)]
 
+    nothing_fits = all(name.endswith(COUNTER) for name in loaded)
     complaints = [f"{name} {reason}" for name, reason in mismatched.items()]
-    if strict or not loaded:
+    if strict or nothing_fits:
         complaints += [f"{n} {tuple(own[n].shape)} missing" for n in missing]
         complaints += [f"{n} {tuple(state[n].shape)} {reason}" for n, reason in unknown.items()]
-    if not loaded:
+    if nothing_fits:
         raise UserError(f"{origin} fits nothing in {_title(model)}: {_some(complaints)}")
     if strict and complaints:
         raise UserError(f"{origin} does not fit {_title(model)}: {_some(complaints)}")
@@ -223,7 +226,9 @@ def _resnet_file(backbone: str) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(TORCHVISION + name, str(path), digest, progress=False)
+            torch.hub.download_url_to_file(
+                TORCHVISION + name, str(path), digest, progress=sys.stderr.isatty()
+            )
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             raise UserError(
                 f"cannot download {TORCHVISION}{name} ({error}): put that file at {path}"
@@ -240,5 +245,5 @@ def _title(model: nn.Module) -> str:
 
 def _some(names) -> str:
     names = list(names)
-    rest = len(names) - ERRORS_SHOWN
-    return ", ".join(names[:ERRORS_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
