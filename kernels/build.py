@@ -25,6 +25,7 @@ import torch
 MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent
 LAST_LINES = 15
+SOURCES = {"cpu": ["ops_cpu.cpp", "upsample_cpu.cpp"], "cuda": ["ops_cuda.cu"]}
 
 # Contraction into fused multiply-adds would make results depend on the machine.
 CPU_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
@@ -84,11 +85,12 @@ def _load(device: str, language: str, mode: str) -> str:
 
 def _find_or_compile(device: str) -> Path:
     name = f"segshift_{device}"
-    source = HERE / ("ops_cpu.cpp" if device == "cpu" else "ops_cuda.cu")
+    sources = [HERE / file for file in SOURCES[device]]
     architectures = _architectures() if device == "cuda" else ""
     key = [torch.__version__, torch.version.cuda, sys.platform, os.uname().machine, architectures]
     key += CPU_FLAGS + CUDA_FLAGS
-    digest = hashlib.sha256(repr(key).encode() + source.read_bytes()).hexdigest()[:16]
+    key += [file.read_text() for file in [*sources, *sorted(HERE.glob("*.h"))]]
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     folders = [base / f"{name}_{digest}" for base in _cache_folders()]
     for folder in folders:
         if (folder / "complete").exists():
@@ -98,7 +100,7 @@ def _find_or_compile(device: str) -> Path:
         if not (folder / "complete").exists():  # else another process built while this one waited
             # torch waits for ever on its own lock if the process that made it was killed.
             (folder / "lock").unlink(missing_ok=True)
-            _compile(name, source, folder, architectures)
+            _compile(name, sources, folder, architectures)
             (folder / "complete").touch()
     return folder / f"{name}.so"
 
@@ -137,7 +139,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(name: str, source: Path, folder: Path, architectures: str) -> None:
+def _compile(name: str, sources: list[Path], folder: Path, architectures: str) -> None:
     from torch.utils import cpp_extension  # half a second that a warm start does not pay
 
     # The virtual environment's ninja need not be on PATH, say under `.venv/bin/python train.py`.
@@ -149,12 +151,12 @@ def _compile(name: str, source: Path, folder: Path, architectures: str) -> None:
     with _environment(environment):
         cpp_extension.load(
             name,
-            [str(source)],
+            [str(source) for source in sources],
             extra_cflags=CPU_FLAGS,
             extra_cuda_cflags=CUDA_FLAGS,
             extra_ldflags=["-fopenmp"] if "-fopenmp" in CPU_FLAGS else [],
             build_directory=str(folder),
-            with_cuda=source.suffix == ".cu",
+            with_cuda=sources[0].suffix == ".cu",
             is_python_module=False,
         )
 
