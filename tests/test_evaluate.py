@@ -1,16 +1,16 @@
 """Prediction, and the three scripts that run it: evaluate, pseudo_label, ensemble."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import fakedata
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
 import ensemble
@@ -19,191 +19,14 @@ import models
 import pseudo_label
 from datasets import build_dataset, write_label_png
 from errors import UserError
-from inference import Predictor, predict
+from predictions import Writers, match
 
 ROOT = Path(__file__).parent.parent
-PLAIN = {"order": "RGB", "mean": [0.0] * 3, "std": [255.0] * 3}
-
-
-class Cells(nn.Module):
-    """Classes from the mean colours of cells: what a cell says depends on nothing around it."""
-
-    normalisation = PLAIN
-
-    def __init__(self, stride: int, num_classes: int = 3):
-        super().__init__()
-        self.pool = nn.AvgPool2d(stride, ceil_mode=True)
-        self.head = nn.Conv2d(3, num_classes, 1)
-        with torch.no_grad():
-            self.head.weight.copy_(10 * torch.randn(num_classes, 3, 1, 1))
-        self.eval()
-
-    def forward(self, images, aux=True):
-        return {"out": self.head(self.pool(images))}
-
-
-class Sides(nn.Module):
-    """One cell: class 0 as bright as the left half of the image, class 1 as the right half."""
-
-    normalisation = PLAIN
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(2.0))
-        self.eval()
-
-    def forward(self, images, aux=True):
-        left, right = images.chunk(2, dim=3)
-        cells = torch.stack([left.mean((1, 2, 3)), right.mean((1, 2, 3))], 1)
-        return {"out": self.gain * cells[:, :, None, None]}
-
-
-@pytest.fixture
-def images():
-    """Return two images of 96x64 pixels in blocks of 8x8."""
-    torch.manual_seed(3)
-    blocks = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8)
-    return blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
-
-
-# ------------------------------------------------------------------ views
-
-
-def test_mirrored_view_of_a_symmetric_model_changes_nothing(images):
-    torch.manual_seed(0)
-    model = Cells(8)
-    plain, mirrored = Predictor(model), Predictor(model, flip=True)
-    ids, confidence = plain(images, (128, 192), with_confidence=True)
-    ids_flip, confidence_flip = mirrored(images, (128, 192), with_confidence=True)
-    assert torch.equal(ids, ids_flip)
-    torch.testing.assert_close(confidence, confidence_flip)
-    assert len(ids.unique()) == 3
-
-
-def test_views_are_averaged_as_probabilities():
-    image = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
-    image[..., :4] = 255  # logits 2 and 0: class 0 with probability e^2 / (e^2 + 1)
-    ids, confidence = Predictor(Sides())(image, (1, 1), with_confidence=True)
-    assert ids.item() == 0
-    assert confidence.item() == pytest.approx(0.880797)
-    assert Predictor(Sides())(image.flip(3), (1, 1)).item() == 1
-    # with the mirrored view both classes have the same mean, 1/2
-    confidence = Predictor(Sides(), flip=True)(image, (1, 1), with_confidence=True)[1]
-    assert confidence.item() == pytest.approx(0.5)
-
-
-def test_one_view_twice_is_one_view(images):
-    torch.manual_seed(0)
-    model = Cells(8)
-    once = Predictor(model)(images, (64, 96), with_confidence=True)
-    twice = Predictor(model, scales=(1.0, 1.0))(images, (64, 96), with_confidence=True)
-    assert torch.equal(once[0], twice[0])
-    torch.testing.assert_close(once[1], twice[1])
-
-
-def test_scales_of_a_uniform_image_agree_on_the_largest_grid():
-    torch.manual_seed(0)
-    model = Cells(8)
-    image = torch.full((1, 3, 48, 80), 90, dtype=torch.uint8)
-    plain = Predictor(model).logits(image)
-    scaled = Predictor(model, scales=(0.5, 1.0, 1.5)).logits(image)
-    assert scaled.shape[2:] == (9, 15)
-    torch.testing.assert_close(scaled[:, :, 4, 4], plain.log_softmax(1)[:, :, 2, 2])
-
-
-@pytest.mark.parametrize("size", [(64, 96), (70, 101), (200, 37), (33, 300)])
-def test_windows_equal_the_whole_for_a_model_without_context(size):
-    torch.manual_seed(1)
-    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
-    model = Cells(8)
-    whole = Predictor(model).logits(image)
-    windows = Predictor(model, slide=(64, 32)).logits(image)
-    torch.testing.assert_close(windows, whole)
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        {"name": "compact"},
-        {"name": "deeplabv2", "backbone": "resnet50"},
-        {"name": "deeplabv3plus", "backbone": "resnet18"},
-        {"name": "deeplabv3plus", "backbone": "efficientnet_lite0"},
-    ],
-    ids=lambda network: network.get("backbone", network["name"]),
-)
-def test_windows_cover_the_grid_of_every_network(network):
-    model = models.build_model(num_classes=4, **network).eval()
-    image = torch.zeros(1, 3, 99, 133, dtype=torch.uint8)
-    whole = Predictor(model).logits(image)
-    windows = Predictor(model, slide=(64, 64)).logits(image)
-    assert windows.shape == whole.shape
-    assert windows.isfinite().all()  # a cell that no window covers would be 0 / 0
-    assert torch.equal(Predictor(model, slide=(192, 192)).logits(image), whole)
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ({"slide": (100, 96)}, "multiples of 32"),
-        ({"scales": (1.0, 0.0)}, "above 0"),
-        ({"scales": ()}, "above 0"),
-    ],
-)
-def test_views_that_cannot_be(how, said):
-    with pytest.raises(UserError, match=said):
-        Predictor(Cells(8), **how)
-
-
-def test_window_of_too_few_cells():
-    with pytest.raises(UserError, match="only 2 cells"):
-        Predictor(Cells(16), slide=(32, 32)).logits(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-
-
-class LargestFloat(TorchDispatchMode):
-    """Record the largest floating-point tensor that any operation makes."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for value in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                self.numel = max(self.numel, value.numel())
-        return out
-
-
-@pytest.mark.parametrize("how", [{}, {"scales": (0.5, 1.0), "flip": True}, {"slide": (64, 32)}])
-def test_full_size_logits_never_exist(how):
-    image = torch.zeros(1, 3, 64, 128, dtype=torch.uint8)
-    height, width = 512, 1024
-    predictor = Predictor(Cells(8, num_classes=19), **how)
-    with LargestFloat() as largest:
-        predictor(image, (height, width), with_confidence=True)
-    assert 0 < largest.numel <= height * width  # one plane, not 19
-
-
-# ------------------------------------------------------------------ data to run on
-
-
-@pytest.fixture
-def camvid(tmp_path):
-    """A folder of three labelled images of 40x24 pixels, with a list."""
-    rng = np.random.default_rng(1)
-    root = tmp_path / "camvid"
-    (root / "images").mkdir(parents=True)
-    lines = []
-    for name in ("a", "b", "c"):
-        pixels = rng.integers(0, 256, (24, 40, 3), np.uint8)
-        Image.fromarray(pixels).save(root / "images" / f"{name}.png")
-        write_label_png(root / "labels" / f"{name}.png", rng.integers(0, 12, (24, 40), np.uint8))
-        lines.append(f"images/{name}.png labels/{name}.png\n")
-    (root / "list.txt").write_text("".join(lines))
-    return root
+FRAMES = ("val/0016E5_07959", "val/0016E5_07961", "val/0016E5_07963")
 
 
 def open_camvid(root: Path, **options):
-    options = {"list_file": root / "list.txt", "resize_label": False, **options}
-    return build_dataset("camvid", root, split="day_val", **options)
+    return build_dataset("camvid", root, split="val", resize_label=False, **options)
 
 
 def write_checkpoint(path: Path, dataset: str, class_names: list[str], **changes) -> Path:
@@ -236,9 +59,8 @@ def checkpoint(camvid, tmp_path):
     return write_checkpoint(tmp_path / "net.pth", "camvid", open_camvid(camvid).class_names)
 
 
-def on_camvid(root: Path, *more: str) -> list[str]:
-    listed = ["--data-dir", str(root), "--data-list", str(root / "list.txt")]
-    return [*listed, "--num-workers", "0", "--precision", "fp32", *map(str, more)]
+def on_camvid(root: Path, *more) -> list:
+    return ["--data-dir", str(root), "--num-workers", "0", "--precision", "fp32", *more]
 
 
 def script(name: str, *words) -> subprocess.CompletedProcess:
@@ -259,24 +81,6 @@ def run_ensemble(*words) -> None:
     ensemble.main(ensemble.parse_args([str(word) for word in words]))
 
 
-def test_prediction_has_the_size_of_the_file_without_labels(camvid):
-    dataset = open_camvid(camvid, labelled=False, size=(24, 16))
-    predictor = Predictor(Cells(8))
-    for batch, pred, confidence in predict(predictor, dataset, num_workers=0):
-        assert batch["image"].shape[2:] == (16, 24)
-        assert pred.shape == (1, 24, 40)
-        assert confidence is None
-
-
-def test_batches_of_several_sizes_are_refused(camvid):
-    Image.new("RGB", (20, 24)).save(camvid / "images" / "b.png")
-    Image.new("L", (20, 24)).save(camvid / "labels" / "b.png")
-    dataset = open_camvid(camvid)
-    batches = predict(Predictor(Cells(8)), dataset, num_workers=0, batch_size=2)
-    with pytest.raises(UserError, match=r"a\.png and images/b\.png differ in size: give --batch"):
-        next(batches)
-
-
 # ------------------------------------------------------------------ evaluate.py
 
 
@@ -288,7 +92,7 @@ def test_evaluate_scores_saves_and_scores_what_it_saved(checkpoint, camvid, tmp_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("protocol: dataset camvid, images ")
+    assert lines[0].startswith("protocol: dataset camvid, images val, count 3, ")
     assert "input 40x24, label 40x24, align_corners no, scales 1, flip no, slide no" in lines[0]
     (result,) = json.loads(scores.read_text())
     names = list(result["iou"])
@@ -304,8 +108,8 @@ def test_evaluate_scores_saves_and_scores_what_it_saved(checkpoint, camvid, tmp_
     (from_files,) = json.loads(again.read_text())
     for key in ("iou", "miou", "pixel_accuracy", "fw_iou"):
         assert from_files[key] == result[key]
-    with Image.open(saved / "color" / "images" / "a_color.png") as colour:
-        ids = np.asarray(Image.open(saved / "train_ids" / "images" / "a.png"))
+    with Image.open(saved / "color" / f"{FRAMES[0]}_color.png") as colour:
+        ids = np.asarray(Image.open(saved / "train_ids" / f"{FRAMES[0]}.png"))
         palette = np.array(open_camvid(camvid).palette)
         assert np.array_equal(np.asarray(colour.convert("RGB")), palette[ids])
     assert not (saved / "label_ids").exists()  # CamVid's own ids are the train ids
@@ -349,11 +153,297 @@ def scores_of(printed: str) -> list[str]:
 
 
 def test_evaluate_a_list_without_one_class_says_how_many_count(checkpoint, camvid, capsys):
-    for name in "abc":
-        Image.new("L", (40, 24), 3).save(camvid / "labels" / f"{name}.png")
+    for name in FRAMES:
+        Image.new("L", (40, 24), 3).save(camvid / f"{name}.png".replace("val", "valannot"))
         write_label_png(camvid / "pred" / f"{name}.png", np.full((24, 40), 3, np.uint8))
     run_evaluate("--predictions", camvid / "pred", "--dataset", "camvid", *on_camvid(camvid))
     printed = capsys.readouterr().out
     assert "===>road:\t100.0\n" in printed
     assert "===>sky:\tnan\n" in printed
     assert "mIoU is the mean of 1 of 11 classes" in printed
+
+
+def test_evaluate_equals_cityscapesscripts_on_the_same_files(official, tmp_path, capsys):
+    """Score predictions that use every id of the class table, in the names of the server."""
+    root, folder = fakedata.make_cityscapes(tmp_path / "cs", n=4), tmp_path / "results"
+    rng = np.random.default_rng(2)
+    truths, files = sorted(root.glob("gtFine/val/*/*_labelIds.png")), []
+    for path in truths:
+        truth = np.asarray(Image.open(path))
+        instances = path.with_name(path.name.replace("labelIds", "instanceIds"))
+        fakedata.save(instances, np.where(truth > 23, truth.astype(np.uint16) * 1000, truth))
+        pred = np.where(rng.random(truth.shape) < 0.5, truth, rng.integers(0, 34, truth.shape))
+        files.append(folder / path.name.replace("_gtFine_labelIds", "_run1"))
+        fakedata.save(files[-1], pred.astype(np.uint8))
+    theirs = official.evaluateImgLists([*map(str, files)], [*map(str, truths)], official.args)
+
+    scores = tmp_path / "scores.json"
+    run_evaluate(
+        "--predictions", folder, "--prediction-ids", "label", "--dataset", "cityscapes",
+        "--data-dir", root, "--json", scores, "--num-workers", "0",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    (ours,) = json.loads(scores.read_text())
+    assert ours["miou"] == 100 * theirs["averageScoreClasses"]
+    assert ours["category_miou"] == 100 * theirs["averageScoreCategories"]
+    official_names = {"light": "traffic light", "sign": "traffic sign", "motocycle": "motorcycle"}
+    for name, iou in ours["iou"].items():
+        score = 100 * theirs["classScores"][official_names.get(name, name)]
+        assert (iou is None and math.isnan(score)) or iou == score
+        assert f"===>{name}:\t{round(score, 2)}\n" in printed
+    for name, iou in ours["categories"].items():
+        assert iou == 100 * theirs["categoryScores"][name]
+    assert "of the pixels have no predicted class" in printed
+
+
+def test_label_ids_for_the_cityscapes_server_score_the_same(official, tmp_path):
+    root = fakedata.make_cityscapes(tmp_path / "cs", n=2)
+    names = build_dataset("cityscapes", root, split="val").class_names
+    checkpoint = write_checkpoint(tmp_path / "net.pth", "cityscapes", names)
+    saved, scores = tmp_path / "saved", tmp_path / "scores.json"
+    run_evaluate(
+        "--restore-from", checkpoint, "--data-dir", root, "--save", saved, "--json", scores,
+        "--num-workers", "0",
+    )  # fmt: skip
+    truths = sorted(root.glob("gtFine/val/*/*_labelIds.png"))
+    arguments = official.CArgs()
+    vars(arguments).update(vars(official.args), evalInstLevelScore=False)
+    arguments.predictionPath = str(saved / "label_ids")
+    files = [official.getPrediction(arguments, str(truth)) for truth in truths]
+    theirs = official.evaluateImgLists(files, [*map(str, truths)], arguments)
+    (ours,) = json.loads(scores.read_text())
+    assert ours["miou"] == 100 * theirs["averageScoreClasses"]
+
+
+@pytest.mark.parametrize(("subset", "count"), [("16", 16), ("13", 13)])
+def test_subsets_of_synthia(tmp_path, capsys, subset, count):
+    root = fakedata.make_cityscapes(tmp_path / "cs", n=1)
+    shown = ("--dataset", "cityscapes", "--data-dir", root, "--num-workers", "0")
+    labels = tmp_path / "labels"
+    for path in root.glob("gtFine/val/*/*_labelTrainIds.png"):
+        ids = np.asarray(Image.open(path))
+        write_label_png(labels / path.name.replace("_gtFine_labelTrainIds", ""), ids)
+    run_evaluate("--predictions", labels, "--classes", subset, *shown)
+    printed = capsys.readouterr().out
+    assert len(scores_of(printed)) == count + 1
+    assert "===>terrain" not in printed
+    assert f"classes {subset}" in printed
+
+
+# ------------------------------------------------------------------ pseudo_label.py, ensemble.py
+
+
+def test_pseudo_labels_keep_what_is_confident(checkpoint, camvid, tmp_path):
+    folder = tmp_path / "pseudo"
+    on = on_camvid(camvid, "--set", "val")
+    done = script(
+        "pseudo_label.py", "--restore-from", checkpoint, "--save", folder, "--threshold", "0.5", *on
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((folder / "pseudo.json").read_text())
+    labels = np.stack([np.asarray(Image.open(folder / f"{name}.png")) for name in FRAMES])
+    kept = labels != 255
+    assert 0 < kept.mean() < 1
+    assert summary["kept"] == pytest.approx(100 * kept.mean(), abs=1e-4)
+
+    # beside the plain predictions: what was kept is the same class
+    run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "all", *on)
+    plain = np.stack([np.asarray(Image.open(tmp_path / "all" / f"{n}.png")) for n in FRAMES])
+    assert (plain != 255).all()
+    assert np.array_equal(labels[kept], plain[kept])
+    names = open_camvid(camvid).class_names
+    for c, name in enumerate(names):
+        share = summary["kept_of_class"][name]
+        predicted = plain == c
+        assert (share is None) == (not predicted.any())
+        if share is not None:
+            assert share == pytest.approx(100 * kept[predicted].mean(), abs=1e-4)
+
+    # the list is one to train on
+    listed = {"list_file": folder / "list.txt", "label_root": folder, "label_kind": "trainIds"}
+    dataset = open_camvid(camvid, **listed)
+    assert [dataset[i]["label"].tolist() for i in range(3)] == labels.tolist()
+
+
+def test_a_pseudo_label_run_that_fails_leaves_no_list(checkpoint, camvid, tmp_path):
+    on = on_camvid(camvid, "--set", "val")
+    run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "pseudo", *on)
+    (camvid / f"{FRAMES[2]}.png").write_bytes(b"")
+    with pytest.raises(UserError, match="7963"):
+        run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "pseudo", *on)
+    assert not (tmp_path / "pseudo" / "list.txt").exists()
+    assert not list((tmp_path / "pseudo").rglob("*.tmp"))
+
+
+@pytest.fixture
+def voters(tmp_path):
+    """Three folders that predict one image of four pixels; only the first has colours."""
+    votes = {"a": [[0, 1], [2, 255]], "b": [[1, 1], [0, 255]], "c": [[1, 0], [1, 4]]}
+    for name, ids in votes.items():
+        palette = [(9, 8, 7), (1, 2, 3)] if name == "a" else None
+        write_label_png(tmp_path / name / "x" / "1.png", np.array(ids, np.uint8), palette)
+    return [tmp_path / name for name in votes]
+
+
+def test_ensemble_votes(voters, tmp_path):
+    done = script("ensemble.py", "--predictions", *voters, "--save", tmp_path / "vote")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "vote" / "x" / "1.png") as image:
+        # majorities; a tie of three goes to the lowest id; abstentions do not count
+        assert np.asarray(image).tolist() == [[1, 1], [0, 4]]
+        assert image.getpalette()[:6] == [9, 8, 7, 1, 2, 3]
+    run_ensemble("--predictions", *voters, "--save", tmp_path / "weighted", "--weights", "3,1,1")
+    ids = np.asarray(Image.open(tmp_path / "weighted" / "x" / "1.png"))
+    assert ids.tolist() == [[0, 1], [2, 4]]
+
+
+# ------------------------------------------------------------------ mistakes: one line, exit 2
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "pseudo_label.py", "ensemble.py"])
+def test_a_mistake_is_one_line_and_status_2(name, tmp_path):
+    words = {
+        "evaluate.py": ["--restore-from", tmp_path / "none.pth"],
+        "pseudo_label.py": ["--restore-from", tmp_path / "none.pth", "--save", tmp_path / "out"],
+        "ensemble.py": ["--predictions", tmp_path / "none", "--save", tmp_path / "out"],
+    }[name]
+    done = script(name, *words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert str(tmp_path / "none") in line
+
+
+class RunsCode:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_checkpoints_that_cannot_be_used(checkpoint, camvid, tmp_path):
+    whole = checkpoint.read_bytes()
+    saved = engine.load_checkpoint(checkpoint)
+    bad = tmp_path / "bad.pth"
+
+    def refused(said: str, *more):
+        with pytest.raises(UserError, match=said) as caught:
+            run_evaluate("--restore-from", bad, *on_camvid(camvid), *more)
+        assert "\n" not in str(caught.value)
+        assert str(bad) in str(caught.value)
+
+    refused("No such file")
+    bad.write_bytes(b"")
+    refused("empty")
+    bad.write_bytes(whole[: len(whole) // 2])
+    refused("truncated")
+    torch.save({"model": RunsCode(tmp_path / "ran")}, bad)
+    refused("refused: loading it would run")
+    assert not (tmp_path / "ran").exists()
+    torch.save({"something": 1}, bad)
+    refused("not a segshift checkpoint")
+    torch.save({**saved, "classes": ["sky", "road"]}, bad)
+    refused("knows 2 classes")
+    torch.save({**saved, "arch": {**saved["arch"], "width": 16}}, bad)
+    refused(r"does not fit .*\(8, 3, 3, 3\) in the file, \(16, 3, 3, 3\) here")
+    torch.save(saved["model"], bad)
+    refused("fits nothing", "--model", "deeplabv3plus", "--dataset", "camvid")
+
+
+def test_predictions_that_do_not_fit(checkpoint, camvid, tmp_path):
+    folder = tmp_path / "predictions"
+    first = folder / f"{FRAMES[0]}.png"
+
+    def refused(said: str):
+        with pytest.raises(UserError, match=said):
+            run_evaluate("--predictions", folder, "--dataset", "camvid", *on_camvid(camvid))
+
+    refused("no such folder of predictions")
+    folder.mkdir()
+    refused("no PNG in it")
+    ids = np.zeros((24, 40), np.uint8)
+    for name in FRAMES[1:]:
+        write_label_png(folder / f"{name}.png", ids)
+    refused(f"no prediction of {FRAMES[0]}")
+    write_label_png(first, ids)
+    write_label_png(folder / "surplus.png", ids)
+    refused("of no image of the dataset: surplus")
+    (folder / "surplus.png").unlink()
+    write_label_png(first, ids[:, 1:])
+    refused(rf"{first.name}: the prediction is 39x24 pixels, the label of .* 40x24")
+    write_label_png(first, ids + 11)
+    refused(rf"{first.name}: ids that camvid does not have: 11 \(see --prediction-ids\)")
+    Image.new("RGB", (40, 24)).save(first)
+    refused(rf"{first.name}: a label of mode RGB")
+
+
+def test_predictions_are_found_by_the_servers_naming(tmp_path):
+    root = fakedata.make_cityscapes(tmp_path / "cs", n=2)
+    dataset = build_dataset("cityscapes", root, split="val")
+    frames = [Path(image).name.removesuffix("_leftImg8bit.png") for image, _ in dataset.pairs]
+    folder = tmp_path / "flat"
+    for frame in frames:
+        write_label_png(folder / f"{frame}_mine.png", np.zeros((32, 64), np.uint8))
+    assert match(dataset, folder) == [folder / f"{frame}_mine.png" for frame in frames]
+    write_label_png(folder / f"{frames[0]}_other.png", np.zeros((32, 64), np.uint8))
+    with pytest.raises(UserError, match="are of the same image"):
+        match(dataset, folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--classes", "16"], "the subsets of camvid are: none"),
+        (["--dataset", "nowhere"], "unknown dataset 'nowhere'; there are: camvid"),
+        (["--set", "dawn"], "has no split 'dawn'"),
+        (["--backbone", "resnet18"], "--backbone goes with --model"),
+        (["--slide", "50,50"], "multiples of 32"),
+        (["--data-option", "colour=blue"], "has no option 'colour'"),
+        (["--save", "{file}/folder"], "cannot write the folder .*Not a directory"),
+    ],
+)
+def test_options_that_cannot_be(checkpoint, camvid, words, said):
+    words = [word.format(file=checkpoint) for word in words]
+    with pytest.raises(UserError, match=said):
+        run_evaluate("--restore-from", checkpoint, *on_camvid(camvid, *words))
+
+
+@pytest.mark.parametrize(
+    "words", [["--input-size", "100"], ["--scales", "1;2"], ["--data-option", "style"], []]
+)
+def test_words_that_do_not_parse(words, capsys):
+    given = ["--restore-from", "net.pth", *words] if words else []
+    with pytest.raises(SystemExit) as caught:
+        evaluate.parse_args(given)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_voters_that_disagree(voters, tmp_path):
+    def refused(said: str, *more):
+        with pytest.raises(UserError, match=said):
+            run_ensemble("--predictions", *voters, "--save", tmp_path / "vote", *more)
+
+    refused("--weights must be 3 numbers above 0", "--weights", "1,2")
+    refused("--weights must be 3 numbers above 0", "--weights", "1,2,0")
+    write_label_png(voters[1] / "2.png", np.zeros((2, 2), np.uint8))
+    refused("a lacks what another folder has: 2")
+    for voter in voters:
+        write_label_png(voter / "2.png", np.zeros((2, 3 if voter == voters[2] else 2), np.uint8))
+    refused(r"c/2\.png is 3x2 pixels, .*a/2\.png 2x2")
+
+
+def test_writers_pass_errors_on():
+    def fail():
+        raise UserError("disk full")
+
+    write = Writers(max_waiting=1)
+    write(fail)
+    with pytest.raises(UserError, match="disk full"):
+        write(fail)  # the second call waits for the first
+    with pytest.raises(UserError, match="disk full"), Writers() as write:
+        write(fail)

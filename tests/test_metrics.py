@@ -106,19 +106,6 @@ def test_void_predictions_are_misses_and_nobodys_false_positives():
         counted([[0]], [[7]], allow_void=True).compute()
 
 
-@pytest.fixture
-def official(monkeypatch):
-    """Yield the official evaluation as a module, made to run with NumPy 2.4 and in silence."""
-    pytest.importorskip("cityscapesscripts", reason="needs the official cityscapesscripts")
-    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as module
-
-    # cityscapesscripts 2.3.0 calls a function that NumPy 2.4 removed
-    monkeypatch.setattr(np, "in1d", np.isin, raising=False)
-    monkeypatch.setattr(module.args, "quiet", True)
-    monkeypatch.setattr(module.args, "JSONOutput", False)
-    return module
-
-
 def official_scores(module, folder, pairs):
     """Return the official scores of (prediction, truth) arrays of label ids."""
     predictions, truths = [], []

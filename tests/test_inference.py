@@ -1,0 +1,186 @@
+"""Prediction: views, windows and sizes against what can be worked out by hand."""
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import models
+from datasets import build_dataset
+from errors import UserError
+from inference import Predictor, predict
+
+PLAIN = {"order": "RGB", "mean": [0.0] * 3, "std": [255.0] * 3}
+
+
+class Cells(nn.Module):
+    """Classes from the mean colours of cells: what a cell says depends on nothing around it."""
+
+    normalisation = PLAIN
+
+    def __init__(self, stride: int, num_classes: int = 3):
+        super().__init__()
+        self.pool = nn.AvgPool2d(stride, ceil_mode=True)
+        self.head = nn.Conv2d(3, num_classes, 1)
+        with torch.no_grad():
+            self.head.weight.copy_(10 * torch.randn(num_classes, 3, 1, 1))
+        self.eval()
+
+    def forward(self, images, aux=True):
+        return {"out": self.head(self.pool(images))}
+
+
+class Sides(nn.Module):
+    """One cell: class 0 as bright as the left half of the image, class 1 as the right half."""
+
+    normalisation = PLAIN
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+        self.eval()
+
+    def forward(self, images, aux=True):
+        left, right = images.chunk(2, dim=3)
+        cells = torch.stack([left.mean((1, 2, 3)), right.mean((1, 2, 3))], 1)
+        return {"out": self.gain * cells[:, :, None, None]}
+
+
+@pytest.fixture
+def images():
+    """Return two images of 96x64 pixels in blocks of 8x8."""
+    torch.manual_seed(3)
+    blocks = torch.randint(0, 256, (2, 3, 8, 12), dtype=torch.uint8)
+    return blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def test_mirrored_view_of_a_symmetric_model_changes_nothing(images):
+    torch.manual_seed(0)
+    model = Cells(8)
+    plain, mirrored = Predictor(model), Predictor(model, flip=True)
+    ids, confidence = plain(images, (128, 192), with_confidence=True)
+    ids_flip, confidence_flip = mirrored(images, (128, 192), with_confidence=True)
+    assert torch.equal(ids, ids_flip)
+    torch.testing.assert_close(confidence, confidence_flip)
+    assert len(ids.unique()) == 3
+
+
+def test_views_are_averaged_as_probabilities():
+    image = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
+    image[..., :4] = 255  # logits 2 and 0: class 0 with probability e^2 / (e^2 + 1)
+    ids, confidence = Predictor(Sides())(image, (1, 1), with_confidence=True)
+    assert ids.item() == 0
+    assert confidence.item() == pytest.approx(0.880797)
+    assert Predictor(Sides())(image.flip(3), (1, 1)).item() == 1
+    # with the mirrored view both classes have the same mean, 1/2
+    confidence = Predictor(Sides(), flip=True)(image, (1, 1), with_confidence=True)[1]
+    assert confidence.item() == pytest.approx(0.5)
+
+
+def test_one_view_twice_is_one_view(images):
+    torch.manual_seed(0)
+    model = Cells(8)
+    once = Predictor(model)(images, (64, 96), with_confidence=True)
+    twice = Predictor(model, scales=(1.0, 1.0))(images, (64, 96), with_confidence=True)
+    assert torch.equal(once[0], twice[0])
+    torch.testing.assert_close(once[1], twice[1])
+
+
+def test_scales_of_a_uniform_image_agree_on_the_largest_grid():
+    torch.manual_seed(0)
+    model = Cells(8)
+    image = torch.full((1, 3, 48, 80), 90, dtype=torch.uint8)
+    plain = Predictor(model).logits(image)
+    scaled = Predictor(model, scales=(0.5, 1.0, 1.5)).logits(image)
+    assert scaled.shape[2:] == (9, 15)
+    torch.testing.assert_close(scaled[:, :, 4, 4], plain.log_softmax(1)[:, :, 2, 2])
+
+
+@pytest.mark.parametrize("size", [(64, 96), (70, 101), (200, 37), (33, 300)])
+def test_windows_equal_the_whole_for_a_model_without_context(size):
+    torch.manual_seed(1)
+    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    model = Cells(8)
+    whole = Predictor(model).logits(image)
+    windows = Predictor(model, slide=(64, 32)).logits(image)
+    torch.testing.assert_close(windows, whole)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"name": "compact"},
+        {"name": "deeplabv2", "backbone": "resnet50"},
+        {"name": "deeplabv3plus", "backbone": "resnet18"},
+        {"name": "deeplabv3plus", "backbone": "efficientnet_lite0"},
+    ],
+    ids=lambda network: network.get("backbone", network["name"]),
+)
+def test_windows_cover_the_grid_of_every_network(network):
+    model = models.build_model(num_classes=4, **network).eval()
+    image = torch.zeros(1, 3, 99, 133, dtype=torch.uint8)
+    whole = Predictor(model).logits(image)
+    windows = Predictor(model, slide=(64, 64)).logits(image)
+    assert windows.shape == whole.shape
+    assert windows.isfinite().all()  # a cell that no window covers would be 0 / 0
+    assert torch.equal(Predictor(model, slide=(192, 192)).logits(image), whole)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"slide": (100, 96)}, "multiples of 32"),
+        ({"scales": (1.0, 0.0)}, "above 0"),
+        ({"scales": ()}, "above 0"),
+    ],
+)
+def test_views_that_cannot_be(how, said):
+    with pytest.raises(UserError, match=said):
+        Predictor(Cells(8), **how)
+
+
+def test_window_of_too_few_cells():
+    with pytest.raises(UserError, match="only 2 cells"):
+        Predictor(Cells(16), slide=(32, 32)).logits(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+class LargestFloat(TorchDispatchMode):
+    """Record the largest floating-point tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                self.numel = max(self.numel, value.numel())
+        return out
+
+
+@pytest.mark.parametrize("how", [{}, {"scales": (0.5, 1.0), "flip": True}, {"slide": (64, 32)}])
+def test_full_size_logits_never_exist(how):
+    image = torch.zeros(1, 3, 64, 128, dtype=torch.uint8)
+    height, width = 512, 1024
+    predictor = Predictor(Cells(8, num_classes=19), **how)
+    with LargestFloat() as largest:
+        predictor(image, (height, width), with_confidence=True)
+    assert 0 < largest.numel <= height * width  # one plane, not 19
+
+
+def test_prediction_has_the_size_of_the_file_without_labels(camvid):
+    dataset = build_dataset("camvid", camvid, split="val", labelled=False, size=(24, 16))
+    predictor = Predictor(Cells(8))
+    for batch, pred, confidence in predict(predictor, dataset, num_workers=0):
+        assert batch["image"].shape[2:] == (16, 24)
+        assert pred.shape == (1, 24, 40)
+        assert confidence is None
+
+
+def test_batches_of_several_sizes_are_refused(camvid):
+    Image.new("RGB", (20, 24)).save(camvid / "val" / "0016E5_07961.png")
+    Image.new("L", (20, 24)).save(camvid / "valannot" / "0016E5_07961.png")
+    dataset = build_dataset("camvid", camvid, split="val", resize_label=False)
+    batches = predict(Predictor(Cells(8)), dataset, num_workers=0, batch_size=2)
+    with pytest.raises(UserError, match=r"7959.png and .*7961.png differ in size: give"):
+        next(batches)
