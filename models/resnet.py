@@ -15,6 +15,7 @@ RESNETS = {
     "resnet101": (True, (3, 4, 23, 3)),
 }
 STYLES = ("caffe", "torchvision")
+Pair = tuple[int, int]  # of conv1 and conv2
 # Output stride -> (stride, dilation) of layer1..4
 STAGES = {
     8: ((1, 1), (2, 1), (1, 2), (1, 4)),
@@ -28,14 +29,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inplanes: int, planes: int, stride: int, dilations: tuple, style: str):
+    def __init__(self, inplanes: int, planes: int, strides: Pair, dilations: Pair):
         super().__init__()
-        first, second = dilations
-        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, first, first, bias=False)
+        (stride1, stride2), (dilation1, dilation2) = strides, dilations
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride1, dilation1, dilation1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, second, second, bias=False)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride2, dilation2, dilation2, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.downsample = _shortcut(inplanes, planes, stride)
+        self.downsample = _shortcut(inplanes, planes, stride1 * stride2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -44,24 +45,20 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut (ResNet-50 and -101).
-
-    Style "caffe" strides in conv1, "torchvision" in conv2: the same names, different maths.
-    """
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut (ResNet-50 and -101)."""
 
     expansion = 4
 
-    def __init__(self, inplanes: int, planes: int, stride: int, dilations: tuple, style: str):
+    def __init__(self, inplanes: int, planes: int, strides: Pair, dilations: Pair):
         super().__init__()
-        dilation = dilations[0]
-        stride1, stride2 = (stride, 1) if style == "caffe" else (1, stride)
+        (stride1, stride2), (_, dilation) = strides, dilations
         self.conv1 = nn.Conv2d(inplanes, planes, 1, stride1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride2, dilation, dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * planes)
-        self.downsample = _shortcut(inplanes, 4 * planes, stride)
+        self.downsample = _shortcut(inplanes, 4 * planes, stride1 * stride2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -114,10 +111,15 @@ class ResNet(nn.Module):
         ):
             planes = 64 * 2**i
             first = dilation if style == "caffe" else previous_dilation
-            layer = [block(inplanes, planes, stride, (first, dilation), style)]
+            if bottleneck:  # the same names in both styles, different maths
+                strides = (stride, 1) if style == "caffe" else (1, stride)
+                dilations = (1, first)
+            else:
+                strides, dilations = (stride, 1), (first, dilation)
+            layer = [block(inplanes, planes, strides, dilations)]
             inplanes, previous_dilation = planes * block.expansion, dilation
             for _ in range(1, count):
-                layer.append(block(inplanes, planes, 1, (dilation, dilation), style))
+                layer.append(block(inplanes, planes, (1, 1), (dilation, dilation)))
             self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
             self.channels.append(inplanes)
 
