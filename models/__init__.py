@@ -12,7 +12,7 @@ from models.deeplabv2 import DeepLabV2
 from models.deeplabv3plus import DeepLabV3Plus
 from models.layers import choose, fold_batchnorm
 from models.normalisation import NORMALISATIONS, normalise
-from models.weights import LoadReport, load_weights, read_weights_file
+from models.weights import LoadReport, load_state, load_weights, read_weights_file
 
 __all__ = [
     "MODELS",
@@ -20,6 +20,7 @@ __all__ = [
     "LoadReport",
     "build_model",
     "fold_batchnorm",
+    "load_state",
     "load_weights",
     "normalise",
     "read_weights_file",

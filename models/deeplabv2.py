@@ -56,7 +56,8 @@ class DeepLabV2(ResNet):
     Output Space, section 4; AdaptSegNet model/deeplab_multi.py and deeplab.py, ADVENT
     advent/model/deeplabv2.py. Deviations: the backbone starts from He's initialisation where
     theirs draws N(0, 0.01), which matters only without pretrained weights; `param_groups` names
-    each weight once, where their generator yields it three or four times.
+    each weight once, where their generator yields those of layer1 to layer4 three or four times,
+    so that the optimizer stepped them as often.
     """
 
     def __init__(

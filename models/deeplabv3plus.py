@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import efficientnet_lite
-from models.efficientnet_lite import LITES, EfficientNetLite
+from models.efficientnet_lite import LITES, EfficientNetLite, strip_underscores
 from models.layers import choose, conv_norm_relu, require_positive, upsample_to
 from models.normalisation import NORMALISATIONS
 from models.resnet import RESNETS, ResNet
@@ -170,7 +169,7 @@ class DeepLabV3Plus(nn.Module):
             skipped = dict.fromkeys(head, "head of another design")
             state = {n.removeprefix("backbone."): t for n, t in state.items() if n not in skipped}
         if "_conv_stem.weight" in state:
-            state = efficientnet_lite.convert_weights(state)
+            state = strip_underscores(state)
         own = self.state_dict()
         converted = {}
         for name, tensor in state.items():

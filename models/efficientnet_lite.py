@@ -157,6 +157,6 @@ def _round_channels(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def strip_underscores(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename `_blocks.0._bn1.weight` of the packages to `blocks.0.bn1.weight` here."""
     return {name.removeprefix("_").replace("._", "."): tensor for name, tensor in state.items()}

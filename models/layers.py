@@ -117,8 +117,8 @@ class DepthwiseConv2d(SameConv2d):
     """One filter per channel, "same" padding, trained on the CPU without PyTorch's slow paths.
 
     PyTorch's backward of depthwise convolutions on the CPU falls back to generic code where they
-    are dilated, and in bfloat16 wherever they are not 3x3 of stride 1: up to 60 times the forward
-    (docs/performance.md). Two rewrites that leave the result as it is avoid that:
+    are dilated, and in bfloat16 wherever they are not 3x3 of stride 1: up to 70 times the forward
+    (measured with 2.13.0). Two rewrites that leave the result as it is avoid that:
 
     - a dilated convolution is a plain one on each of the dilation x dilation interleaved grids;
     - under bfloat16 the others are computed in float32 and rounded.

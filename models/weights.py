@@ -164,9 +164,11 @@ def read_weights_file(path: str | Path) -> object:
         # PyTorch's message advises to load it all the same, which runs the code.
         needed = re.search(r"GLOBAL (\S+)", str(error))
         if needed:
-            raise UserError(f"{path} refused: loading it would run {needed[1]}") from None
+            raise UserError(
+                f"{path} refused: loading it would run {needed[1]}; a file of tensors alone is fine"
+            ) from None
         raise UserError(f"{path} is no checkpoint of PyTorch, or it is damaged") from None
-    except Exception as error:
+    except Exception as error:  # a damaged pickle can raise anything
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program, not a checkpoint") from None
         raise UserError(f"{path} is truncated, damaged or no checkpoint of PyTorch") from None
