@@ -60,7 +60,7 @@ class SegmentationDataset(Dataset):
     short_names: ClassVar[dict[str, str]] = {}
     options: ClassVar[dict[str, Any]] = {
         "label_kind": ("labelIds", "trainIds"),  # trainIds: labels hold train ids (pseudo labels)
-        "label_root": None,  # folder that a list's labels are relative to; None: the root
+        "label_root": None,  # folder that label paths are relative to; None: the root
     }
     ignore_index = IGNORE
 

@@ -69,13 +69,16 @@ def read_image(path: str | Path) -> Image.Image:
     """Read an image as RGB; grey, palette and alpha images are converted.
 
     Args:
-        path: an image file.
+        path: an image file of 8 bits a channel.
     Returns:
         PIL image, mode RGB.
     Raises:
-        UserError: as `open_image`.
+        UserError: as `open_image`, or a grey image of more than 8 bits, which would be clipped.
     """
-    return open_image(path).convert("RGB")
+    image = open_image(path)
+    if image.mode.startswith(("I", "F")):
+        raise UserError(f"{path}: an image of mode {image.mode}; 8 bits a channel expected")
+    return image.convert("RGB")
 
 
 def read_label(path: str | Path) -> np.ndarray:

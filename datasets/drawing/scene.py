@@ -15,7 +15,7 @@ GRAIN = np.array([7, 6, 5, 20, 1, 3, 4, 4, 2], np.int16)
 BLOTCH = np.array([12, 10, 8, 14, 0, 0, 0, 0, 0], np.int16)
 SKY = CLASS_OF["sky_top"]
 FOG = np.array([186, 178, 184], np.int16)
-DARKENING = np.array([59, 61, 42], np.int16)  # out of 128; blue stays, as it does at dusk
+DARKENING = np.array([80, 70, 36], np.int16)  # out of 128; blue stays, as it does at dusk
 CLOUD_CELL = 16  # pixels between the random values that clouds and blotches are stretched from
 
 
@@ -66,7 +66,7 @@ def texture(image: np.ndarray, label: np.ndarray, dice: Dice, gap: int) -> np.nd
 
 def weather(image: np.ndarray, depth: np.ndarray, dice: Dice, gap: int) -> np.ndarray:
     """Return uint8 pixels: fog by depth, dusk, a soft lens and a noisy sensor, all by the gap."""
-    fog = (gap * depth // (depth + 3000)).astype(np.int16)
+    fog = (gap * depth // (depth + 4500)).astype(np.int16)
     image = toward(image, FOG, fog[..., None])
     image = toward(image, 0, DARKENING * gap // 128)
     soft = image.copy()
@@ -74,7 +74,7 @@ def weather(image: np.ndarray, depth: np.ndarray, dice: Dice, gap: int) -> np.nd
     soft[:, 1:-1] = (soft[:, :-2] + 2 * soft[:, 1:-1] + soft[:, 2:]) >> 2
     image = toward(image, soft, gap)
     noise = dice.octets(HEIGHT, WIDTH, 3) + dice.octets(HEIGHT, WIDTH, 3) - 255
-    image = image + (noise * (3 + gap * 9 // 128) >> 7)
+    image = image + (noise * (3 + gap * 6 // 128) >> 7)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 

@@ -32,12 +32,12 @@ def place(
                 if dice.chance(75):
                     depth += dice.roll(0, 300)
                     yield depth, partial(draw_tree, canvas, kind, leaves, x, height)
-        for depth in range(dice.roll(450, 1200), 2600, dice.roll(600, 1200)):
+        for depth in range(dice.roll(450, 1000), 1800, dice.roll(500, 1000)):
             x = kerb + outward * dice.roll(30, 60)
             yield depth, partial(draw_post, canvas, x, outward, dice.roll(0, 10))
         for _ in range(dice.roll(2, 5)):
             x = dice.roll(*sorted((kerb + outward * 40, front - outward * 30)))
-            yield dice.roll(450, 1700), partial(draw_person, canvas, x)
+            yield dice.roll(420, 1150), partial(draw_person, canvas, x)
         for depth in range(dice.roll(600, 1400), 4200, dice.roll(560, 900)):
             if dice.chance(45):
                 yield depth, partial(draw_car, canvas, kerb - outward * 105, outward < 0)
@@ -48,7 +48,7 @@ def place(
         yield dice.roll(1000, 3500), partial(draw_car, canvas, road[0] * 5 // 8, True)
     if dice.chance(35):
         x = dice.roll(road[0] + 60, road[1] - 60)
-        yield dice.roll(700, 1500), partial(draw_person, canvas, x)
+        yield dice.roll(600, 1300), partial(draw_person, canvas, x)
 
 
 def draw_tree(
@@ -72,7 +72,7 @@ def draw_person(canvas: Canvas, x: int, depth: int) -> None:
 def draw_post(canvas: Canvas, x: int, outward: int, kind: int, depth: int) -> None:
     """Draw a pole with a street lamp (kinds 0 to 3), a traffic light (4, 5) or a sign."""
     pole = canvas.add("pole")
-    height, half = (620, 17) if kind < 4 else (330, 15) if kind < 6 else (270, 14)
+    height, half = (620, 20) if kind < 4 else (330, 18) if kind < 6 else (270, 16)
     canvas.box(canvas.upright(x - half, x + half, 0, height, depth), pole, depth)
     if kind < 4:
         head = x - outward * 150
