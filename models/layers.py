@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from errors import UserError
 NORMS = ("batch", "group")
 
 
-def choose(what: str, given: object, allowed: object) -> None:
+def choose(what: str, given: object, allowed: Collection) -> None:
     """Raise UserError unless an option's value is one that exists.
 
     Args:
@@ -61,7 +61,9 @@ def norm(kind: str, channels: int) -> nn.Module:
     return nn.GroupNorm(8, channels)
 
 
-def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int, kind: str, **conv):
+def conv_norm_relu(
+    in_channels: int, out_channels: int, kernel_size: int, kind: str, **conv: int
+) -> nn.Sequential:
     """Build convolution (no bias, size kept at stride 1), normalisation and ReLU.
 
     Args:

@@ -92,7 +92,20 @@ def load_weights(model: nn.Module, weights: str | Path, strict: bool = False) ->
 
 
 def load_state(model: nn.Module, content: object, origin: str, strict: bool = False) -> LoadReport:
-    """Set a model's weights from what `read_weights_file` returned; see `load_weights`."""
+    """Set a model's weights from a checkpoint that is already in memory.
+
+    Args:
+        model: of `build_model`, or a discriminator.
+        content: what `read_weights_file` returned.
+        origin: the file, for the report and the errors.
+        strict: see `load_weights`.
+
+    Returns:
+        What was loaded, skipped and missing.
+
+    Raises:
+        UserError: see `load_weights`.
+    """
     state, skipped = _find_weights(content, origin)
     if hasattr(model, "convert_weights"):
         state, unwanted = model.convert_weights(state)
