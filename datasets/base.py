@@ -233,8 +233,8 @@ class SegmentationDataset(Dataset):
 
     def full_size(self, index: int) -> tuple[int, int]:
         """Return the height and width of an image in its own size, from the file's header."""
-        with Image.open(self.root / self.pairs[index][0]) as image:
-            return image.height, image.width
+        width, height = files.image_size(self.root / self.pairs[index][0])
+        return height, width
 
     def __len__(self) -> int:
         return len(self.pairs)

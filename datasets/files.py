@@ -1,10 +1,11 @@
 """Read images, labels and lists, and write label pictures; every error names the file."""
 
+import contextlib
 import os
 import struct
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -35,15 +36,14 @@ def check_pixels(path: str | Path, width: int, height: int) -> None:
         )
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Open and decode an image file, whole or not at all.
-
-    EXIF orientation is never applied, neither to images nor to labels, so that both stay aligned.
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file, its header read and its size checked; errors inside name the file.
 
     Args:
         path: an image in any format that Pillow knows.
-    Returns:
-        The decoded image in the file's own mode.
+    Yields:
+        The image, not yet decoded.
     Raises:
         UserError: missing, empty, truncated, not an image, or a decompression bomb.
     """
@@ -52,8 +52,9 @@ def open_image(path: str | Path) -> Image.Image:
             # Twice the limit is Pillow's error, the limit itself only its warning: both are ours.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path)
-        check_pixels(path, *image.size)
-        image.load()
+        with image:
+            check_pixels(path, *image.size)
+            yield image
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -62,23 +63,34 @@ def open_image(path: str | Path) -> Image.Image:
         raise UserError(f"{path}: no such file") from error
     except UNREADABLE as error:
         raise UserError(f"{path}: not a readable image (damaged or cut short?): {error}") from error
-    return image
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Return an image's (width, height) from its header.
+
+    Raises:
+        UserError: as `opened`.
+    """
+    with opened(path) as image:
+        return image.size
 
 
 def read_image(path: str | Path) -> Image.Image:
     """Read an image as RGB; grey, palette and alpha images are converted.
+
+    EXIF orientation is applied neither here nor to labels, so that both stay aligned.
 
     Args:
         path: an image file of 8 bits a channel.
     Returns:
         PIL image, mode RGB.
     Raises:
-        UserError: as `open_image`, or a grey image of more than 8 bits, which would be clipped.
+        UserError: as `opened`, or a grey image of more than 8 bits, which would be clipped.
     """
-    image = open_image(path)
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"{path}: an image of mode {image.mode}; 8 bits a channel expected")
-    return image.convert("RGB")
+    with opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise UserError(f"{path}: an image of mode {image.mode}; 8 bits a channel expected")
+        return image.convert("RGB")
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -89,17 +101,17 @@ def read_label(path: str | Path) -> np.ndarray:
     Returns:
         uint8 [H,W], the values stored in the file.
     Raises:
-        UserError: as `open_image`, or another mode (RGB, RGBA, 16-bit, 1-bit), or a lossy format.
+        UserError: as `opened`, or another mode (RGB, RGBA, 16-bit, 1-bit), or a lossy format.
     """
-    image = open_image(path)
-    if image.mode not in ("P", "L"):
-        raise UserError(
-            f"{path}: a label of mode {image.mode} holds no class ids; "
-            "8-bit greyscale (L) or palette (P) expected"
-        )
-    if image.format in LOSSY:
-        raise UserError(f"{path}: a label in {image.format} has blurred class ids; use PNG")
-    return np.asarray(image)
+    with opened(path) as image:
+        if image.mode not in ("P", "L"):
+            raise UserError(
+                f"{path}: a label of mode {image.mode} holds no class ids; "
+                "8-bit greyscale (L) or palette (P) expected"
+            )
+        if image.format in LOSSY:
+            raise UserError(f"{path}: a label in {image.format} has blurred class ids; use PNG")
+        return np.array(image)
 
 
 def read_list(path: str | Path, with_labels: bool) -> list[tuple[int, str, str | None]]:

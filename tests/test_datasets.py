@@ -454,6 +454,17 @@ def test_resizing(tmp_path):
     assert torch.equal(scoring["image"], small["image"])
 
 
+def test_full_size_is_the_files(tmp_path):
+    fakedata.make_gta5(tmp_path)
+    dataset = build_dataset("gta5", tmp_path, split="train", labelled=False, size=(8, 8))
+    assert dataset.full_size(1) == (48, 64)
+    (tmp_path / "images/00001.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"images/00001.png: not a readable image"):
+        dataset.full_size(0)
+    drawn = build_dataset("streets", None, split="val", labelled=False, size=(8, 8), num_images=1)
+    assert drawn.full_size(0) == (96, 160)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
 def test_images_of_any_mode_become_rgb(mode, tmp_path):
     fakedata.make_folder(tmp_path)
