@@ -172,7 +172,7 @@ def cutmix(a: Sequence[Tensor], b: Sequence[Tensor], boxes: Tensor) -> list[Tens
     """Paste boxes of b into a, images and labels at once.
 
     Args:
-        a: entries [N, H, W] or [N, C, H, W] of any dtype that share N, H and W.
+        a: 1..16 entries [N, H, W] or [N, C, H, W] of any dtype that share N, H and W.
         b: as many entries, of the same shapes and dtypes.
         boxes: int64 [N, K, 4] of x0, y0, x1, y1 in pixels, half-open; parts outside are clipped.
 
@@ -195,7 +195,7 @@ def classmix(
     """Paste the chosen classes of b into a, images and labels at once.
 
     Args:
-        a: entries [N, H, W] or [N, C, H, W] of any dtype that share N, H and W.
+        a: 1..16 entries [N, H, W] or [N, C, H, W] of any dtype that share N, H and W.
         b: as many entries, of the same shapes and dtypes.
         label: uint8 [N, H, W], what b shows.
         classes: bool [N, 256], the label ids to paste in each sample.

@@ -7,6 +7,8 @@
 
 namespace {
 
+constexpr size_t kMostEntries = 16;  // that one call can mix
+
 inline void check_classes(int64_t num_classes) {
   TORCH_CHECK(num_classes >= 1 && num_classes <= 256, "num_classes must be 1..256, got ",
               num_classes);
@@ -46,7 +48,8 @@ inline void check_argmax_upsample(const at::Tensor& logits, at::IntArrayRef size
 }
 
 inline void check_mix(at::TensorList a, at::TensorList b) {
-  TORCH_CHECK(!a.empty(), "there is nothing to mix");
+  TORCH_CHECK(!a.empty() && a.size() <= kMostEntries, "there must be 1..", kMostEntries,
+              " entries, got ", a.size());
   TORCH_CHECK(a.size() == b.size(), "a has ", a.size(), " entries, b has ", b.size());
   for (size_t i = 0; i < a.size(); ++i) {
     TORCH_CHECK(a[i].sizes() == b[i].sizes() && a[i].dtype() == b[i].dtype(), "a has ",

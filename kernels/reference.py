@@ -12,6 +12,7 @@ from torch import Tensor
 
 LABEL_DTYPES = (torch.uint8, torch.int32, torch.int64)
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_ENTRIES = 16  # that one call can mix
 ABSTAIN = 255  # what hard_vote writes where no member votes
 
 # exp(x) = 2^n * P(r) with n = round(x / ln 2) and r = x - n * ln 2, where ln 2 = LN2_HIGH + LN2_LOW
@@ -141,7 +142,7 @@ def _exp(x: Tensor) -> Tensor:
 
 
 def check_mix(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
-    _check(len(a) > 0, "there is nothing to mix")
+    _check(1 <= len(a) <= MOST_ENTRIES, f"there must be 1..{MOST_ENTRIES} entries, got {len(a)}")
     _check(len(a) == len(b), f"a has {len(a)} entries, b has {len(b)}")
     for ours, theirs in zip(a, b, strict=True):
         _check(
