@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import engine
 import options
+import predictions
 from errors import UserError
 
 
@@ -34,7 +35,6 @@ def parse_args(argv: list[str] | None = None):
 def main(args) -> None:
     """Check that the folders agree, then vote on one image after the other."""
     import kernels  # compiles them
-    import predictions
     from datasets import write_label_png
 
     folders, weights = args.predictions, args.weights

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import engine
 import options
+import predictions
 from errors import UserError
 
 
@@ -35,13 +36,12 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument(
         "--prediction-ids",
         choices=["train", "label"],
-        default="train",
-        help="what --predictions hold: train ids, or those of the dataset's label files",
+        help="what --predictions hold: train ids (default), or those of the dataset's label files",
     )
     parser.add_argument("--classes", metavar="N", help="score a subset: SYNTHIA's 16 or 13")
     parser.add_argument("--json", metavar="FILE", help="write the scores")
     parser.add_argument("--save", metavar="DIR", help="write the predictions as PNGs")
-    options.add_data(parser, split="val")
+    options.add_data(parser)
     options.add_views(parser)
     options.add_model(parser, default=None)
     options.add_device(parser)
@@ -50,6 +50,7 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Score everything asked for, one after the other."""
+    check(args)
     if args.predictions:
         results = [score_folder(args)]
     else:
@@ -57,13 +58,36 @@ def main(args) -> None:
     if len(results) > 1:
         print("\n".join(f"{result['miou']:6.2f}  {result['checkpoint']}" for result in results))
     if args.json:
-        engine.write_text(args.json, json.dumps(without_nan(results), indent=1) + "\n")
+        engine.write_text(args.json, json.dumps(results, indent=1) + "\n")
+
+
+def check(args) -> None:
+    """Refuse options that would do nothing, and a --json that cannot be written, before the work.
+
+    Raises:
+        UserError: says which.
+    """
+    network = {
+        "--save": args.save,
+        "--input-size": args.input_size,
+        "--flip": args.flip,
+        "--slide": args.slide,
+        "--scales": args.scales != (1.0,),
+        "--align-corners": args.align_corners is not None,
+        "--model": options.architecture(args),
+    }
+    idle = [flag for flag, given in network.items() if given]
+    if args.predictions and idle:
+        raise UserError(f"{idle[0]} is for networks: --predictions are there already")
+    if args.restore_from and args.prediction_ids:
+        raise UserError("--prediction-ids says what the files of --predictions hold")
+    if args.json:
+        predictions.writable_folder(Path(args.json).parent)
 
 
 def score_checkpoint(args, path: str) -> dict:
     """Run a network over the dataset, save what it predicts if asked to, print its scores."""
     import inference  # imports kernels, which compiles them
-    import predictions
     from metrics import ConfusionMatrix
 
     device = engine.pick_device(args.device)
@@ -125,13 +149,11 @@ def score_folder(args) -> dict:
     """Score the PNGs of --predictions and print the scores."""
     import inference
     from metrics import ConfusionMatrix
-    from predictions import PredictedPairs
 
-    if args.save:
-        raise UserError("--save writes what a network predicts: give --restore-from")
     dataset = inference.open_dataset(**options.data_values(args), checkpoint={})
     scored = scored_classes(args.classes, dataset)
-    pairs = PredictedPairs(dataset, args.predictions, args.prediction_ids)
+    ids = args.prediction_ids or "train"
+    pairs = predictions.PredictedPairs(dataset, args.predictions, ids)
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
     seen = set()
     start = time.perf_counter()
@@ -144,7 +166,7 @@ def score_folder(args) -> dict:
     protocol = {
         "label": shown_sizes(seen),
         "predictions": args.predictions,
-        "ids": args.prediction_ids,
+        "ids": ids,
     }
     return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
 
@@ -167,9 +189,11 @@ def shown_sizes(seen: Iterable[tuple[int, int]]) -> str:
 
 def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> dict:
     """Print the protocol and the scores; return both."""
+    from metrics import plain
+
     protocol = {
         "dataset": dataset.name,
-        "images": args.data_list or args.set,
+        "images": dataset.list_file or dataset.split,
         "count": len(dataset),
         **{key: value for key, value in dataset.option.items() if value is not None},
         "classes": args.classes or dataset.num_classes,
@@ -195,7 +219,8 @@ def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> 
     if dataset.categories:
         categories = confusion.group_iou(dataset.categories)
         present = [iou for iou in categories.values() if not math.isnan(iou)]
-        result |= {"categories": categories, "category_miou": sum(present) / len(present)}
+        result["categories"] = {name: plain(iou) for name, iou in categories.items()}
+        result["category_miou"] = sum(present) / len(present)
         print("\n".join(f"category {name}\t{round(iou, 2)}" for name, iou in categories.items()))
         print(f"category mIoU {result['category_miou']:.2f}")
     print(f"{len(dataset)} images in {seconds:.1f} s", flush=True)
@@ -207,15 +232,6 @@ def shown(value) -> str:
     if value is None or isinstance(value, bool):
         return "yes" if value else "no"
     return ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else str(value)
-
-
-def without_nan(value):
-    """Return plain values with None for nan, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 if __name__ == "__main__":

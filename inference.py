@@ -4,7 +4,6 @@ Logits stay at the network's own resolution. They are resized and reduced to cla
 by `kernels.argmax_upsample`, so that no [N,C,H,W] tensor of the label's size ever exists.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from datasets import build_dataset
 from engine import autocast, load_model, make_loader
 from errors import UserError
 from metrics import ConfusionMatrix
+from windows import in_windows
 
 
 class Predictor:
@@ -27,9 +27,7 @@ class Predictor:
 
     Several views of an image (scales, mirrored) are averaged as softmax probabilities on the
     output grid of the largest scale; the logarithm of the mean then takes the place of the logits,
-    so that one view gives exactly the ids and confidences of the plain pass. Windows (`slide`)
-    overlap by half and are averaged as logits on the output grid of the whole image, as mmseg and
-    HRDA do at full size.
+    so that one view gives exactly the ids and confidences of the plain pass.
 
     Args:
         model: network with `normalisation`, in evaluation mode; its device is where this runs.
@@ -38,16 +36,15 @@ class Predictor:
             DAFormer's; it moves mIoU by about a point, so it belongs to the checkpoint.
         scales: factors of the input size, each > 0.
         flip: add the mirrored image of every scale.
-        slide: window W, H in input pixels, multiples of 32; None for the whole image at once.
+        slide: windows of W, H input pixels, multiples of 32 (see `windows`); None for the whole
+            image at once.
 
     Raises:
         UserError: a value that is not allowed.
 
-    Source: multi-view averaging: Seg-Uncertainty evaluate_cityscapes.py and
-    generate_plabel_cityscapes.py; deviation: they resize each view's logits to the full size
-    before the softmax. Windows: HRDA hrda_encoder_decoder.py; deviations: the overlap is one half,
-    and the last window reaches the border by growing instead of by moving back, so that
-    all windows lie on the network's grid.
+    Source: averaging of views: Seg-Uncertainty evaluate_cityscapes.py and
+    generate_plabel_cityscapes.py. Deviation: they resize each view's logits to the full size
+    before the softmax.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class Predictor:
     ) -> None:
         if not scales or min(scales) <= 0:
             raise UserError(f"scales must be above 0, given {','.join(map(str, scales))}")
-        if slide is not None and any(side % 32 or side <= 0 for side in slide):
+        if slide is not None and any(side < 32 or side % 32 for side in slide):
             raise UserError(f"a window's sides must be multiples of 32, given {slide}")
         self.model = model
         self.device = next(model.parameters()).device
@@ -120,7 +117,7 @@ class Predictor:
     def _forward(self, images: Tensor) -> Tensor:
         if self.slide is None:
             return self._network(images)
-        return _slide(self._network, images, self.slide)
+        return in_windows(self._network, images, self.slide)
 
     def _network(self, images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -139,49 +136,6 @@ def _resize_images(images: Tensor, scale: float) -> Tensor:
         return images
     size = [max(1, round(side * scale)) for side in images.shape[-2:]]
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
-
-
-def _slide(network, images: Tensor, window: tuple[int, int]) -> Tensor:
-    """Average the logits of half-overlapping windows on the grid of the whole image."""
-    first = images[:, :, : window[1], : window[0]]
-    corner = network(first)
-    rows = _spans(images.shape[2], window[1], corner.shape[2])
-    columns = _spans(images.shape[3], window[0], corner.shape[3])
-    parts = []
-    for top, bottom, row in rows:
-        for left, right, column in columns:
-            view = images[:, :, top:bottom, left:right]
-            # the corner is done already, unless it is the last window too and has grown
-            done = top == left == 0 and view.shape == first.shape
-            parts.append((row, column, corner if done else network(view)))
-
-    row, column, last = parts[-1]
-    grid = (*last.shape[:2], row + last.shape[2], column + last.shape[3])
-    total, count = last.new_zeros(grid), last.new_zeros(grid[2:])
-    for row, column, part in parts:
-        cells = (..., slice(row, row + part.shape[2]), slice(column, column + part.shape[3]))
-        total[cells] += part
-        count[cells] += 1
-    return total / count
-
-
-def _spans(length: int, window: int, cells: int) -> list[tuple[int, int, int]]:
-    """Return start and end in pixels, and start in cells, of the windows along one side.
-
-    `cells` is how many the network makes of a window. A network of stride r, a power of two, makes
-    ceil(window / r) of it, or one more with DeepLabv2's padding; both give the same r below.
-    """
-    if window >= length:
-        return [(0, length, 0)]
-    if cells < 3:
-        raise UserError(f"a window of {window} pixels is only {cells} cells of the network's grid")
-    stride = 2 ** math.floor(math.log2(window / (cells - 1)))
-    last = (length - window) // stride * stride
-    starts = [*range(0, last, window // 2 // stride * stride), last]
-    # The last window grows by less than a stride to reach the border.
-    return [
-        (start, length if start == last else start + window, start // stride) for start in starts
-    ]
 
 
 class _Sized(Dataset):
@@ -230,7 +184,8 @@ def predict(
     Raises:
         UserError: an unreadable file, or a batch of images of several sizes.
     """
-    loader = make_loader(_Sized(dataset), collate_fn=_collate, **loading)
+    pinned = predictor.device.type == "cuda"
+    loader = make_loader(_Sized(dataset), collate_fn=_collate, pin_memory=pinned, **loading)
     for batch in tqdm(loader, disable=None, leave=False):
         result = predictor(batch["image"], batch["size"], with_confidence)
         yield (batch, *result) if with_confidence else (batch, result, None)
@@ -255,34 +210,51 @@ def evaluate(predictor: Predictor, dataset: Dataset, **loading) -> ConfusionMatr
 
 def open_dataset(
     dataset: str | None,
-    data_dir: str | None,
     *,
+    data_dir: str | None,
+    split: str | None,
+    list_file: str | None,
     input_size: tuple[int, int] | None,
     data_options: dict,
     checkpoint: dict,
-    **data,
+    labelled: bool = True,
 ) -> Dataset:
     """Open the images a network is to be run on, their labels in their own size.
 
+    What is None is what the network was validated on, if the checkpoint says so.
+
     Args:
-        dataset: name; None for the checkpoint's, with its `data_options`.
+        dataset: name.
         data_dir: its folder.
-        input_size: W, H in pixels that images are resized to; None for the checkpoint's, else
-            their own.
-        data_options, **data: further arguments of `datasets.build_dataset`, the former win.
-        checkpoint: what a checkpoint of ours says of its data; may be empty.
+        split, list_file: one of them chooses the images; split val where nothing says otherwise.
+        input_size: W, H in pixels that images are resized to; their own where nothing says.
+        data_options: further arguments of `datasets.build_dataset`.
+        checkpoint: of ours, or empty: `dataset`, `input_size`, and `data` with `root`, `split`,
+            `list_file` and `options`.
+        labelled: whether the labels are read.
 
     Raises:
         UserError: no dataset is named, or it cannot be opened; see `datasets.build_dataset`.
     """
     if dataset is None and "dataset" not in checkpoint:
         raise UserError("give --dataset, nothing else says which it is")
+    known = {}
     if dataset in (None, checkpoint.get("dataset")):
-        dataset = checkpoint.get("dataset", dataset)
-        data_options = {**checkpoint.get("data_options", {}), **data_options}
-    size = input_size or checkpoint.get("input_size")
-    arguments = {"name": dataset, "root": data_dir, "size": size, "resize_label": False, **data}
-    return build_dataset(**{**arguments, **data_options})
+        dataset, known = checkpoint["dataset"], checkpoint.get("data", {})
+    if split is None and list_file is None:
+        split, list_file = known.get("split"), known.get("list_file")
+    arguments = {
+        "name": dataset,
+        "root": data_dir or known.get("root"),
+        "split": split or "val",
+        "list_file": list_file,
+        "size": input_size or checkpoint.get("input_size"),
+        "resize_label": False,
+        "labelled": labelled,
+        **known.get("options", {}),
+        **data_options,
+    }
+    return build_dataset(**arguments)
 
 
 def restore(
@@ -335,13 +307,9 @@ def validate(
     """Score a network in the middle of its training, and put it back into training mode.
 
     Returns:
-        dict of plain numbers for a checkpoint or JSON, in percent: `miou`, and `iou` by class
-        name, None for a class that does not occur.
+        the scores as plain values; see `ConfusionMatrix.summary`.
     """
     predictor = Predictor(model.eval(), precision=precision, align_corners=align_corners)
     confusion = evaluate(predictor, dataset, **loading)
     model.train()
-    scores = confusion.compute()
-    iou = [None if math.isnan(value) else round(value, 4) for value in scores["iou"]]
-    named = dict(zip(confusion.class_names, iou, strict=True))
-    return {"miou": round(scores["miou"], 4), "iou": named}
+    return confusion.summary()

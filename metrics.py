@@ -111,11 +111,16 @@ class ConfusionMatrix:
         }
 
     def summary(self, scored: list[int] | None = None) -> dict:
-        """Return the main scores as plain values for a log: `miou`, ..., `iou` by class name."""
+        """Return the scores as plain values for checkpoints and JSON.
+
+        Returns:
+            `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou`, `classes_scored` of `compute`, and
+            `iou` by class name, None for a class that does not occur.
+        """
         scores = self.compute(scored)
-        named = zip(self.class_names, scores["iou"], strict=True)
         kept = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "classes_scored")
-        return {key: scores[key] for key in kept} | {"iou": dict(named)}
+        iou = dict(zip(self.class_names, map(plain, scores["iou"]), strict=True))
+        return {**{key: plain(scores[key]) for key in kept}, "iou": iou}
 
     def group_iou(self, groups: dict[str, list[int]]) -> dict[str, float]:
         """Return the IoU of groups of classes in percent, nan where a group does not occur.
@@ -163,6 +168,11 @@ class ConfusionMatrix:
                 f"(a label may also be {self.ignore_index})"
             )
         return matrix
+
+
+def plain(score: float) -> float | None:
+    """Return a score, None for nan, which JSON cannot hold."""
+    return None if math.isnan(score) else score
 
 
 def _ratio(part: float, whole: int) -> float:

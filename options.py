@@ -119,7 +119,10 @@ RECIPES = {
         "num_workers": 0,
         "method": ["adversarial", "mix"],
         "learning_rate_D": 1e-3,
+        "precision": "fp32",
+        "class_balance": True,
         "discriminator_width": 32,
+        "discriminator_at": "output",
         "lambda_adv_target2": 0.01,
         "mix": "class",
         "teacher_momentum": 0.98,
@@ -346,13 +349,15 @@ def add_validation(parser: Parser) -> None:
     group.add_argument("--val-list", metavar="FILE", help="list of `image label` lines")
 
 
-def add_data(parser: Parser, split: str) -> None:
-    """Add the one dataset that a checkpoint is run on; left-out values come from the checkpoint."""
+def add_data(parser: Parser, split: str | None = None) -> None:
+    """Add the one dataset that a network is run on; what is left out, the checkpoint may know."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", metavar="NAME", help="default: the checkpoint's")
     group.add_argument("--data-dir", metavar="DIR")
     group.add_argument("--data-list", metavar="FILE", help="list of `image label` lines")
-    group.add_argument("--set", default=split, help="split; default %(default)s")
+    group.add_argument(
+        "--set", default=split, help=f"split; default: {split or 'the one validated on, else val'}"
+    )
     group.add_argument(
         "--data-option",
         action="append",

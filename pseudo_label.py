@@ -18,6 +18,7 @@ import json
 import engine
 import options
 from errors import UserError
+from predictions import VOID, Writers, stems, writable_folder
 
 
 def parse_args(argv: list[str] | None = None):
@@ -44,7 +45,6 @@ def main(args) -> None:
     import inference  # imports kernels, which compiles them
     from datasets import write_label_png
     from metrics import ConfusionMatrix
-    from predictions import VOID, Writers, stems, writable_folder
 
     if args.threshold > 1:
         raise UserError(f"--threshold is a probability, 0 to 1: {args.threshold}")

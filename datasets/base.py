@@ -92,7 +92,7 @@ class SegmentationDataset(Dataset):
             resize_label,
             labelled,
         )
-        self.seed, self.num_images = seed, num_images
+        self.seed, self.num_images, self.list_file = seed, num_images, list_file
         self.option = self.resolve(options)
         self.open_root(root)
         self.use_table(self.rows)

@@ -130,6 +130,23 @@ def test_evaluate_several_checkpoints(checkpoint, camvid, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"net", "other"}
 
 
+def test_evaluate_repeats_the_validation_without_further_flags(camvid, tmp_path, capsys):
+    names = open_camvid(camvid).class_names
+    rows = [" ".join(pair) for pair in open_camvid(camvid).pairs[:2]]
+    listed = tmp_path / "two.txt"
+    listed.write_text("\n".join(rows))
+    data = {"root": str(camvid), "split": "val", "list_file": str(listed), "options": {"seed": 3}}
+    checkpoint = write_checkpoint(
+        tmp_path / "net.pth", "camvid", names, data=data, input_size=(80, 48)
+    )
+    run_evaluate("--restore-from", checkpoint, "--num-workers", "0")
+    printed = capsys.readouterr().out
+    assert f"dataset camvid, images {listed}, count 2, " in printed
+    assert "input 80x48, label 40x24" in printed
+    run_evaluate("--restore-from", checkpoint, "--num-workers", "0", "--set", "test")
+    assert "images test, count 3, " in capsys.readouterr().out
+
+
 def test_evaluate_views_and_windows_from_the_command_line(checkpoint, camvid, capsys):
     how = ("--scales", "0.5,1", "--flip", "--slide", "32,32", "--align-corners")
     run_evaluate("--restore-from", checkpoint, *how, *on_camvid(camvid))
@@ -381,6 +398,12 @@ def test_predictions_that_do_not_fit(checkpoint, camvid, tmp_path):
     refused(rf"{first.name}: a label of mode RGB")
 
 
+def test_views_of_predictions_are_refused(camvid):
+    for words in (["--flip"], ["--scales", "0.5"], ["--save", "x"], ["--model", "compact"]):
+        with pytest.raises(UserError, match=f"{words[0]} is for networks"):
+            run_evaluate("--predictions", camvid, "--dataset", "camvid", *words)
+
+
 def test_predictions_are_found_by_the_servers_naming(tmp_path):
     root = fakedata.make_cityscapes(tmp_path / "cs", n=2)
     dataset = build_dataset("cityscapes", root, split="val")
@@ -404,6 +427,8 @@ def test_predictions_are_found_by_the_servers_naming(tmp_path):
         (["--slide", "50,50"], "multiples of 32"),
         (["--data-option", "colour=blue"], "has no option 'colour'"),
         (["--save", "{file}/folder"], "cannot write the folder .*Not a directory"),
+        (["--json", "{file}/x.json"], "cannot write the folder .*File exists"),
+        (["--prediction-ids", "label"], "what the files of --predictions hold"),
     ],
 )
 def test_options_that_cannot_be(checkpoint, camvid, words, said):

@@ -1,5 +1,6 @@
 """Scores against hand-worked numbers and against the official cityscapesScripts."""
 
+import json
 import math
 
 import numpy as np
@@ -157,3 +158,9 @@ def test_equals_cityscapesscripts_to_the_last_bit(official, tmp_path, predicted,
 
 def assert_same(percent: float, fraction: float):
     assert percent == 100 * fraction or (math.isnan(percent) and math.isnan(fraction))
+
+
+def test_summary_is_plain_json():
+    summary = counted(PRED, LABEL).summary()
+    assert summary["iou"] == {"class0": 75.0, "class1": pytest.approx(200 / 3), "class2": None}
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
