@@ -339,8 +339,7 @@ def load_model(path: str | Path, device: torch.device) -> tuple[torch.nn.Module,
     """
     checkpoint = load_checkpoint(path)
     model = models.build_model(**checkpoint["arch"])
-    models.load_weights(model, path, strict=True)
-    model.normalisation = checkpoint["normalisation"]
+    models.load_state(model, checkpoint, str(path), strict=True)
     del checkpoint["model"]
     return model.eval().to(device, memory_format=torch.channels_last), checkpoint
 
@@ -521,24 +520,26 @@ class Run:
             UserError: a term on the CPU is not finite. On a GPU, where looking would make the host
                 wait, this is found by the next `flush` or `save`.
         """
-        self._terms.append((self.step, terms))
+        if self._terms and self._terms[-1][0] == self.step:
+            self._terms[-1][1].update(terms)
+        else:
+            self._terms.append((self.step, dict(terms)))
         if all(value.device.type == "cpu" for value in terms.values()):
             self._read_terms(self._terms[-1:])
 
     def _read_terms(self, kept: list[tuple[int, dict[str, torch.Tensor]]]) -> dict[str, float]:
         """Return the mean of each term kept, or raise UserError for one that is not finite."""
-        names = list(dict.fromkeys(name for _, terms in kept for name in terms))
-        sums = dict.fromkeys(names, 0.0)
+        values: dict[str, list[float]] = {}
         for step, terms in kept:
-            for name, value in terms.items():
-                value = value.item()
+            for name, term in terms.items():
+                value = term.item()
                 if not math.isfinite(value):
                     raise UserError(
                         f"step {step}: loss term {name} is {value}; "
                         f"the last good checkpoint is kept in {self.folder}"
                     )
-                sums[name] += value / len(kept)
-        return sums
+                values.setdefault(name, []).append(value)
+        return {name: sum(seen) / len(seen) for name, seen in values.items()}
 
     def flush(self, rate: float) -> str:
         """Read the terms kept since the last flush, log their means, and return them as a line.

@@ -91,8 +91,10 @@ class Adversarial(Method):
         learning_rate_D: float,
         discriminator_width: int,
         discriminator_at: str,
+        autocast: Callable,
     ):
         super().__init__()
+        self.autocast = autocast
         self.gan, self.at, self.align_corners = gan, discriminator_at, align_corners
         self.weights = {"out": lambda_adv_target2}
         if multi_level:
@@ -120,7 +122,8 @@ class Adversarial(Method):
             with torch.no_grad():
                 source = self._maps(batch["source_out"][level], batch["source_image"].shape[-2:])
             target = self._maps(batch["target_out"][level], batch["target_image"].shape[-2:])
-            decision = self.discriminators[level](target)
+            with self.autocast():
+                decision = self.discriminators[level](target)
             terms[f"{self.term}_{level}"] = weight * losses.gan(decision, 0.0, self.gan)
             self._seen.append((level, source, target.detach()))
         return terms
@@ -132,9 +135,11 @@ class Adversarial(Method):
         logged = {}
         batches = len(self._seen) // len(self.weights)
         for level, source, target in self._seen:
-            judge = self.discriminators[level]
-            loss = losses.gan(judge(source), 0.0, self.gan) / 2
-            loss = loss + losses.gan(judge(target), 1.0, self.gan) / 2
+            with self.autocast():
+                on_source = self.discriminators[level](source)
+                on_target = self.discriminators[level](target)
+            loss = losses.gan(on_source, 0.0, self.gan) / 2
+            loss = loss + losses.gan(on_target, 1.0, self.gan) / 2
             (loss / batches).backward()
             logged[f"D_{self.term}_{level}"] = loss.detach()
         set_rate(self.optimizer, rate)

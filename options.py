@@ -94,6 +94,7 @@ RECIPES = {
         "adapt_from": 300,
         "save_pred_every": 100,
         "learning_rate_D": 1e-3,
+        "discriminator_at": "output",
         "lambda_adv_target2": 0.001,
         "lambda_entropy": 0.05,
         "teacher_momentum": 0.99,

@@ -1,5 +1,6 @@
 """Methods: a number worked by hand each, and gradients that reach the student only."""
 
+import contextlib
 import copy
 import math
 
@@ -22,6 +23,7 @@ VALUES = {
     "learning_rate_D": 1e-3,
     "discriminator_width": 4,
     "discriminator_at": "input",
+    "autocast": contextlib.nullcontext,
     "lambda_entropy": 0.3,
     "lambda_entropy_aux": 0.1,
     "lambda_seg": 0.1,

@@ -1,0 +1,304 @@
+"""Adapt a segmentation network to unlabelled images of another domain.
+
+With no data flags, on images that are drawn on the fly (two CPU cores, two minutes):
+
+    python train_da.py --snapshot-dir snapshots/demo
+
+GTA5 to Cityscapes, as AdaptSegNet published it:
+
+    python train_da.py --recipe adaptsegnet-multi --data-dir data/GTA5 \\
+        --data-dir-target data/Cityscapes --weights resnet101.pth --snapshot-dir snapshots/gta5
+
+The same command again resumes. docs/experiments.md has a command for every experiment.
+"""
+
+import copy
+import functools
+import json
+import sys
+
+import engine
+import methods
+import options
+
+
+def parse_args(argv: list[str] | None = None):
+    """Return the options of the command line."""
+    parser = options.parser(__doc__)
+    options.add_recipe(parser)
+    group = parser.add_argument_group("data")
+    group.add_argument("--source", action="append", metavar="NAME", help="repeat to mix several")
+    group.add_argument("--data-dir", action="append", metavar="DIR", help="one for each --source")
+    group.add_argument("--data-list", action="append", metavar="FILE", help="one for each, or none")
+    group.add_argument("--source-set", action="append", metavar="SPLIT", help="default: train")
+    group.add_argument("--target", default="cityscapes", metavar="NAME")
+    group.add_argument("--data-dir-target", metavar="DIR", help="default: the first --data-dir")
+    group.add_argument("--data-list-target", metavar="FILE")
+    group.add_argument("--set", default="train", help="the target's split; default %(default)s")
+    group.add_argument("--num-images", type=options.at_least(1), help="of the target, at random")
+    size = options.width_height
+    group.add_argument("--input-size", type=size, default=(1280, 720), metavar="W,H")
+    group.add_argument("--input-size-target", type=size, metavar="W,H", help="default: the same")
+    options.add_validation(parser)
+    options.add_model(parser)
+    options.add_training(parser)
+    options.add_device(parser)
+    methods.add_options(parser)
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--adapt-from",
+        type=options.at_least(0),
+        default=0,
+        metavar="STEP",
+        help="train on the source alone before; default %(default)s",
+    )
+    group.add_argument("--teacher-momentum", type=float, default=0.99, help="of its average")
+    group.add_argument(
+        "--control",
+        action="store_true",
+        help="keep every forward pass and set the methods' weights to 0: batch-norm's share",
+    )
+    group.add_argument(
+        "--baseline",
+        action=options.BOOLEAN,
+        default=False,
+        help="first train on the source alone, same seed and steps; compare at the end",
+    )
+    return options.parse(parser, argv, default_recipe="streets")
+
+
+def main(args) -> None:
+    """Train the baseline if asked for, then adapt, then compare."""
+    import inference  # imports kernels, which compiles them
+    import pictures
+
+    data = open_data(args)
+    results, predictions = {}, {}
+    if args.baseline:
+        model, results["source_only"] = train(args, data, ["none"], f"{args.snapshot_dir}/source")
+        predictions["source only"] = model
+    model, results["adapted"] = train(args, data, args.method, args.snapshot_dir)
+    predictions["adapted"] = model
+    engine.write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
+    print_results(results, data["val"].class_names, " + ".join(args.method))
+    if args.baseline:
+        how = {"align_corners": args.align_corners}
+        shown = {name: inference.Predictor(model, **how) for name, model in predictions.items()}
+        pictures.comparison(shown, data["val"]).save(f"{args.snapshot_dir}/demo.png")
+        print(f"picture: {args.snapshot_dir}/demo.png")
+
+
+def open_data(args) -> dict:
+    """Return the datasets: source, target (unlabelled), val (labelled, own size)."""
+    from datasets import build_dataset
+
+    names = args.source or ["gta5"]
+    folders = args.data_dir or [None]
+    each = [folders, args.data_list or [None], args.source_set or ["train"]]
+    each = [one * len(names) if len(one) == 1 else one for one in each]
+    if any(len(one) != len(names) for one in each):
+        raise engine.UserError(
+            f"{len(names)} --source need as many --data-dir, --data-list and --source-set, or one"
+        )
+    seed, size_target = args.random_seed, args.input_size_target or args.input_size
+    style = {"style": "source"} if names[0] == "streets" else {}
+    source = [
+        build_dataset(
+            name, folder, split=split, list_file=listed, size=args.input_size, seed=seed, **style
+        )
+        for name, folder, listed, split in zip(names, *each, strict=True)
+    ]
+    style = {"style": "target"} if args.target == "streets" else {}
+    folder = args.data_dir_target or folders[0]
+    target = build_dataset(
+        args.target,
+        folder,
+        split=args.set,
+        list_file=args.data_list_target,
+        size=size_target,
+        labelled=False,
+        num_images=args.num_images,
+        seed=seed,
+        **style,
+    )
+    val = build_dataset(
+        args.target,
+        folder,
+        split=args.val_set,
+        list_file=args.val_list,
+        size=size_target,
+        resize_label=False,
+        seed=seed,
+        **style,
+    )
+    source = engine.join_datasets(source)
+    if source.class_names != val.class_names:
+        raise engine.UserError(f"{source.name} and {val.name} have different classes")
+    return {"source": source, "target": target, "val": val}
+
+
+def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
+    """Train one network in one snapshot folder; return it and its scores."""
+    import torch
+
+    import augment
+    import inference
+    import losses
+    import models
+
+    device = engine.pick_device(args.device)
+    precision = engine.pick_precision(args.precision, device)
+    source, target, val = data["source"], data["target"], data["val"]
+    loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
+
+    model = engine.make_model(
+        args.model,
+        source.num_classes,
+        options.model_options(args),
+        seed=args.random_seed,
+        device=device,
+        weights=(args.weights, args.restore_from),
+    )
+    optimizer = engine.make_optimizer(
+        args.optimizer,
+        model.param_groups(args.learning_rate),
+        learning_rate=args.learning_rate,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+    )
+    engine.seed_everything(args.random_seed, "methods")
+    multi_level = bool(model.arch.get("multi_level"))
+    values = {
+        **vars(args),
+        "num_classes": source.num_classes,
+        "multi_level": multi_level,
+        "autocast": functools.partial(engine.autocast, precision, device),
+    }
+    adapting = methods.build_methods(method_names, values).to(device)
+    needs = frozenset().union(*(method.needs for method in adapting.values()))
+    teacher = copy.deepcopy(model).requires_grad_(False) if "teacher_out" in needs else None
+    class_weight = engine.class_weights(source).to(device) if args.class_balance else None
+
+    meta = {
+        "dataset": val.name,
+        "classes": source.class_names,
+        "palette": source.palette,
+        "input_size": args.input_size_target or args.input_size,
+        "align_corners": args.align_corners,
+        "precision": precision,
+    }
+    plain = {**vars(args), "method": method_names, "precision": precision}
+    run = engine.Run(folder, source.name, plain, meta)
+    state = {"model": model, "optimizer": optimizer, "methods": adapting}
+    if teacher is not None:
+        state["teacher"] = teacher
+    start = run.resume(state)
+    if args.tensorboard:
+        run.open_board()
+
+    def student(images):
+        """Run the network on images of 0 to 255."""
+        with engine.autocast(precision, device):
+            return model(models.normalise(images, model.normalisation))
+
+    def validate() -> dict:
+        how = {"precision": precision, "align_corners": args.align_corners}
+        return inference.validate(model, val, **how, **loading)
+
+    crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
+    batches = {"seed": args.random_seed, "start": start * args.iter_size, "device": device}
+    next_source = engine.step_batches(source, args.batch_size, **batches, **loading)
+    next_target = engine.step_batches(target, args.batch_size, **batches, **loading)
+    stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
+
+    for step in run.steps(stop, args.random_seed):
+        rate = engine.poly_rate(step, args.num_steps, args.power, args.warmup_steps)
+        engine.set_rate(optimizer, rate)
+        optimizer.zero_grad(set_to_none=True)
+        adapt = bool(needs) and step >= args.adapt_from
+        terms = {}
+        if adapt and teacher is not None:
+            engine.update_teacher(teacher, model, args.teacher_momentum, step - args.adapt_from)
+        for _ in range(args.iter_size):
+            batch = next(next_source)
+            images, label = augment.warp(batch["image"], batch["label"], **crop)
+            images = augment.color_jitter(images, args.color_jitter)
+            out = student(images)
+            how = {"class_weight": class_weight, "align_corners": args.align_corners}
+            terms["seg"] = loss = losses.cross_entropy(out["out"], label, **how)
+            if multi_level:
+                terms["seg_aux"] = losses.cross_entropy(out["aux"], label, **how)
+                loss = loss + args.lambda_seg * terms["seg_aux"]
+            # the source's graph is freed before the target's is built: the lowest peak of memory
+            (loss / args.iter_size).backward()
+            if not adapt:
+                continue
+            target_images, _ = augment.warp(next(next_target)["image"], **crop)
+            batch = {
+                "source_image": images,
+                "source_label": label,
+                "source_out": {key: value.detach() for key, value in out.items()},
+                "target_image": target_images,
+            }
+            if "target_out" in needs:
+                batch["target_out"] = student(target_images)
+            if teacher is not None:
+                with torch.no_grad(), engine.autocast(precision, device):
+                    normalised = models.normalise(target_images, model.normalisation)
+                    batch["teacher_out"] = teacher(normalised, aux=False)
+            added = {}
+            for method in adapting.values():
+                added |= method(batch, student)
+            if added:
+                weight = 0.0 if args.control else 1.0
+                (weight * sum(added.values()) / args.iter_size).backward()
+            terms |= added
+        run.record({name: value.detach() for name, value in terms.items()})
+        optimizer.step()
+        for method in adapting.values() if adapt else ():
+            run.record(method.after_step(rate))
+
+        done = run.step
+        if done % args.print_every == 0 or done == stop:
+            print(run.flush(rate), flush=True)
+        if done % args.save_pred_every == 0 or done == stop:
+            run.scored(model, validate())
+            run.save(state)
+            print(f"step {done}  val mIoU {run.last['miou']:.2f}  best {run.best['miou']:.2f}")
+
+    if run.stopped is not None:
+        run.save(state)
+        print(f"stopped after step {run.step}; the same command resumes", flush=True)
+        sys.exit(run.stopped)
+
+    score = {"last": run.last, "best": run.best}
+    loader = engine.make_loader(target, batch_size=args.batch_size, **loading)
+    images = (models.normalise(b["image"].to(device), model.normalisation) for b in loader)
+    if any([method.finish(model, images) for method in adapting.values()]):
+        score["finished"] = validate()
+        run.publish(model, "finished", score["finished"])
+    run.close()
+    return model.eval(), {**score.get("finished", run.last), **score}
+
+
+def print_results(results: dict, class_names: list[str], method: str) -> None:
+    """Print the per-class table of the networks trained, then last and best of each."""
+    print(f"\n{'IoU on the target':>20}" + "".join(f"{name:>14}" for name in results))
+    for name in class_names:
+        row = "".join(f"{result['iou'][name]:14.2f}" for result in results.values())
+        print(f"{name:>20}{row}")
+    print(f"{'mIoU':>20}" + "".join(f"{result['miou']:14.2f}" for result in results.values()))
+    for name, result in results.items():
+        best, last = result["best"], result["last"]
+        line = f"{name}: last {last['miou']:.2f}, best {best['miou']:.2f} (step {best['step']}"
+        line += ", chosen on the validation images themselves)"
+        if "finished" in result:
+            line += f", after adabn {result['finished']['miou']:.2f}"
+        print(line)
+    if "source_only" in results:
+        gain = results["adapted"]["miou"] - results["source_only"]["miou"]
+        print(f"{method} adds {gain:+.2f} points of target mIoU")
+
+
+if __name__ == "__main__":
+    engine.run(main, parse_args)

@@ -1,0 +1,147 @@
+"""Train a segmentation network on labelled images of one domain: source only, or an oracle.
+
+    python train_seg.py --dataset cityscapes --data-dir data/Cityscapes --weights imagenet \\
+        --snapshot-dir snapshots/cityscapes_seg
+    python train_seg.py --recipe camvid --dataset camvid --data-dir data/CamVid \\
+        --set day_train --val-set day_val --snapshot-dir snapshots/day
+
+The same command again resumes. Options as in train_da.py, without the target.
+"""
+
+import json
+import sys
+
+import engine
+import options
+
+
+def parse_args(argv: list[str] | None = None):
+    """Return the options of the command line."""
+    parser = options.parser(__doc__)
+    options.add_recipe(parser)
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default="cityscapes", metavar="NAME")
+    group.add_argument("--data-dir", metavar="DIR")
+    group.add_argument("--data-list", metavar="FILE")
+    group.add_argument("--set", default="train", help="split; default %(default)s")
+    group.add_argument("--num-images", type=options.at_least(1), help="use N of them, at random")
+    size = options.width_height
+    group.add_argument("--input-size", type=size, default=(1024, 512), metavar="W,H")
+    options.add_validation(parser)
+    options.add_model(parser)
+    options.add_training(parser)
+    options.add_device(parser)
+    return options.parse(parser, argv)
+
+
+def main(args) -> None:
+    """Train, validate now and then, and end with last and best."""
+    import augment
+    import inference  # imports kernels, which compiles them
+    import losses
+    import models
+    from datasets import build_dataset
+
+    device = engine.pick_device(args.device)
+    precision = engine.pick_precision(args.precision, device)
+    loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
+    where = {"size": args.input_size, "seed": args.random_seed}
+    train_set = build_dataset(
+        args.dataset,
+        args.data_dir,
+        split=args.set,
+        list_file=args.data_list,
+        num_images=args.num_images,
+        **where,
+    )
+    val = build_dataset(
+        args.dataset,
+        args.data_dir,
+        split=args.val_set,
+        list_file=args.val_list,
+        resize_label=False,
+        **where,
+    )
+    model = engine.make_model(
+        args.model,
+        train_set.num_classes,
+        options.model_options(args),
+        seed=args.random_seed,
+        device=device,
+        weights=(args.weights, args.restore_from),
+    )
+    optimizer = engine.make_optimizer(
+        args.optimizer,
+        model.param_groups(args.learning_rate),
+        learning_rate=args.learning_rate,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+    )
+    class_weight = engine.class_weights(train_set).to(device) if args.class_balance else None
+    meta = {
+        "dataset": val.name,
+        "classes": val.class_names,
+        "palette": val.palette,
+        "input_size": args.input_size,
+        "align_corners": args.align_corners,
+        "precision": precision,
+    }
+    run = engine.Run(args.snapshot_dir, val.name, {**vars(args), "precision": precision}, meta)
+    state = {"model": model, "optimizer": optimizer}
+    start = run.resume(state)
+    if args.tensorboard:
+        run.open_board()
+
+    crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
+    how = {"class_weight": class_weight, "align_corners": args.align_corners}
+    batches = engine.step_batches(
+        train_set,
+        args.batch_size,
+        seed=args.random_seed,
+        start=start * args.iter_size,
+        device=device,
+        **loading,
+    )
+    stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
+    for step in run.steps(stop, args.random_seed):
+        rate = engine.poly_rate(step, args.num_steps, args.power, args.warmup_steps)
+        engine.set_rate(optimizer, rate)
+        optimizer.zero_grad(set_to_none=True)
+        for _ in range(args.iter_size):
+            batch = next(batches)
+            images, label = augment.warp(batch["image"], batch["label"], **crop)
+            images = augment.color_jitter(images, args.color_jitter)
+            with engine.autocast(precision, device):
+                out = model(models.normalise(images, model.normalisation))
+            terms = {"seg": losses.cross_entropy(out["out"], label, **how)}
+            loss = terms["seg"]
+            if "aux" in out:
+                terms["seg_aux"] = losses.cross_entropy(out["aux"], label, **how)
+                loss = loss + args.lambda_seg * terms["seg_aux"]
+            (loss / args.iter_size).backward()
+        run.record({name: value.detach() for name, value in terms.items()})
+        optimizer.step()
+
+        if run.step % args.print_every == 0 or run.step == stop:
+            print(run.flush(rate), flush=True)
+        if run.step % args.save_pred_every == 0 or run.step == stop:
+            score = inference.validate(
+                model, val, precision=precision, align_corners=args.align_corners, **loading
+            )
+            run.scored(model, score)
+            run.save(state)
+            print(f"step {run.step}  val mIoU {score['miou']:.2f}  best {run.best['miou']:.2f}")
+
+    if run.stopped is not None:
+        run.save(state)
+        print(f"stopped after step {run.step}; the same command resumes", flush=True)
+        sys.exit(run.stopped)
+    result = {"last": run.last, "best": run.best}
+    engine.write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")
+    best = f"best {run.best['miou']:.2f} (step {run.best['step']}, chosen on the same images)"
+    print(f"mIoU: last {run.last['miou']:.2f}, {best}")
+    run.close()
+
+
+if __name__ == "__main__":
+    engine.run(main, parse_args)
