@@ -142,7 +142,8 @@ def argmax_upsample(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Resize logits bilinearly and take the best class, without full-size logits.
 
-    Ties go to the lowest class; NaN never wins, and class 0 stands where every logit is NaN.
+    Ties go to the lowest class. NaN never wins (nor infinity, where a weight is 0); class 0 stands
+    where every value is NaN.
 
     Args:
         logits: float32, bfloat16 or float16 [N, C, h, w], any strides, C in 1..256.
