@@ -5,6 +5,8 @@ from pathlib import PurePosixPath
 from datasets.base import IGNORE, Row, SegmentationDataset
 
 DUSK = "0001TP"  # the one sequence filmed at dusk
+# Where the sets for adaptation are found in the tutorial's folders.
+FOLDERS = {"day_train": "train", "day_val": "val", "dusk_train": "train", "dusk_val": "train"}
 
 
 class CamVid(SegmentationDataset):
@@ -39,11 +41,8 @@ class CamVid(SegmentationDataset):
     )
 
     def find(self) -> list[tuple[str, str | None]]:
-        folder = {"day_train": "train", "dusk_train": "train", "day_val": "val"}
-        folder["dusk_val"] = "train"
-        folder = folder.get(self.split, self.split)
-        names = [path.name for path in self.walk(folder, "*.png")]
-        names = select(self.split, names)
+        folder = FOLDERS.get(self.split, self.split)
+        names = select(self.split, [path.name for path in self.walk(folder, "*.png")])
         return self.pair_up([(f"{folder}/{name}", f"{folder}annot/{name}") for name in names])
 
 
