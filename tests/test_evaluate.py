@@ -19,6 +19,7 @@ import models
 import pseudo_label
 from datasets import build_dataset, write_label_png
 from errors import UserError
+from inference import Predictor, predict
 from predictions import Writers, match
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +89,7 @@ def test_evaluate_scores_saves_and_scores_what_it_saved(checkpoint, camvid, tmp_
     saved, scores = tmp_path / "saved", tmp_path / "scores.json"
     done = script(
         "evaluate.py", "--restore-from", checkpoint, "--save", saved, "--json", scores,
-        *on_camvid(camvid),
+        *on_camvid(camvid, "--batch-size", "2"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -262,6 +263,11 @@ def test_pseudo_labels_keep_what_is_confident(checkpoint, camvid, tmp_path):
     kept = labels != 255
     assert 0 < kept.mean() < 1
     assert summary["kept"] == pytest.approx(100 * kept.mean(), abs=1e-4)
+
+    model, _ = engine.load_model(checkpoint, torch.device("cpu"))
+    sure = [sample[2] for sample in predict(Predictor(model), open_camvid(camvid),
+            with_confidence=True, num_workers=0)]  # fmt: skip
+    assert np.array_equal(kept, torch.cat(sure).numpy() >= 0.5)
 
     # beside the plain predictions: what was kept is the same class
     run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "all", *on)

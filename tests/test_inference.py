@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,9 +37,9 @@ class Sides(nn.Module):
 
     normalisation = PLAIN
 
-    def __init__(self):
+    def __init__(self, gain: float = 2.0):
         super().__init__()
-        self.gain = nn.Parameter(torch.tensor(2.0))
+        self.gain = nn.Parameter(torch.tensor(gain))
         self.eval()
 
     def forward(self, images, aux=True):
@@ -76,6 +77,30 @@ def test_views_are_averaged_as_probabilities():
     # with the mirrored view both classes have the same mean, 1/2
     confidence = Predictor(Sides(), flip=True)(image, (1, 1), with_confidence=True)[1]
     assert confidence.item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_logits_are_resized_as_the_protocol_says(images, align_corners):
+    torch.manual_seed(0)
+    model = Cells(8)
+    ids = Predictor(model, align_corners=align_corners)(images, (37, 53))
+    logits = Predictor(model).logits(images)
+    size = {"size": (37, 53), "mode": "bilinear"}
+    this, other = (
+        F.interpolate(logits, **size, align_corners=choice).argmax(1)
+        for choice in (align_corners, not align_corners)
+    )
+    assert (ids == this).float().mean() > 0.999  # ties within rounding may go either way
+    assert (ids == other).float().mean() < 0.98
+
+
+def test_probabilities_that_underflow_do_not_spread():
+    image = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
+    image[..., :4] = 255
+    model = Sides(gain=1000.0)
+    logits = Predictor(model, scales=(1.0, 1.0)).logits(image)
+    assert logits.isfinite().all()
+    assert logits.argmax(1).item() == 0
 
 
 def test_one_view_twice_is_one_view(images):
