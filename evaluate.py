@@ -81,6 +81,9 @@ def check(args) -> None:
         raise UserError(f"{idle[0]} is for networks: --predictions are there already")
     if args.restore_from and args.prediction_ids:
         raise UserError("--prediction-ids says what the files of --predictions hold")
+    names = [Path(path).stem for path in args.restore_from or ()]
+    if args.save and len(set(names)) < len(names):
+        raise UserError("--save makes a folder for each checkpoint, and two have the same name")
     if args.json:
         predictions.writable_folder(Path(args.json).parent)
 

@@ -64,8 +64,9 @@ def match(dataset: Dataset, folder: str | Path) -> list[Path]:
     """
     found = find_pngs(folder)
     wanted = list(stems(dataset).values())
-    if not any(stem in found for stem in wanted):
-        found, wanted = _by_prefix(found, wanted, folder)
+    names = [PurePosixPath(stem).name.removesuffix("_leftImg8bit") for stem in wanted]
+    if not any(stem in found for stem in wanted) and len(set(names)) == len(names):
+        found, wanted = _by_prefix(found, names, folder), names
     missing = [stem for stem in wanted if stem not in found]
     if missing:
         raise UserError(f"{folder}: no prediction of {_some(missing)}")
@@ -75,11 +76,8 @@ def match(dataset: Dataset, folder: str | Path) -> list[Path]:
     return [found[stem] for stem in wanted]
 
 
-def _by_prefix(
-    found: dict[str, Path], wanted: list[str], folder: str | Path
-) -> tuple[dict[str, Path], list[str]]:
-    """Rename files and images alike: each file to the image's name with which its own begins."""
-    names = [PurePosixPath(stem).name.removesuffix("_leftImg8bit") for stem in wanted]
+def _by_prefix(found: dict[str, Path], names: list[str], folder: str | Path) -> dict[str, Path]:
+    """Return the files under the image's name with which their own begins, else under their own."""
     renamed: dict[str, Path] = {}
     for stem, path in found.items():
         own = PurePosixPath(stem).name
@@ -88,7 +86,7 @@ def _by_prefix(
         if name in renamed:
             raise UserError(f"{folder}: {renamed[name]} and {path} are of the same image")
         renamed[name] = path
-    return renamed, names
+    return renamed
 
 
 def _some(names: list[str]) -> str:

@@ -421,6 +421,10 @@ def test_predictions_are_found_by_the_servers_naming(tmp_path):
     write_label_png(folder / f"{frames[0]}_other.png", np.zeros((32, 64), np.uint8))
     with pytest.raises(UserError, match="are of the same image"):
         match(dataset, folder)
+    # frames of one name in two folders: the name alone does not say which is meant
+    dataset.pairs = [(f"{split}/{frames[0]}.png", None) for split in ("train", "val")]
+    with pytest.raises(UserError, match=f"no prediction of train/{frames[0]}, val/{frames[0]}"):
+        match(dataset, folder)
 
 
 @pytest.mark.parametrize(
@@ -434,6 +438,7 @@ def test_predictions_are_found_by_the_servers_naming(tmp_path):
         (["--data-option", "colour=blue"], "has no option 'colour'"),
         (["--save", "{file}/folder"], "cannot write the folder .*Not a directory"),
         (["--json", "{file}/x.json"], "cannot write the folder .*File exists"),
+        (["--restore-from", "{file}", "a/net.pth", "--save", "x"], "two have the same name"),
         (["--prediction-ids", "label"], "what the files of --predictions hold"),
     ],
 )
