@@ -25,7 +25,10 @@ import torch
 MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent
 LAST_LINES = 15
-SOURCES = {"cpu": ["ops_cpu.cpp", "upsample_cpu.cpp"], "cuda": ["ops_cuda.cu", "upsample_cuda.cu"]}
+SOURCES = {
+    "cpu": ["count_cpu.cpp", "mix_cpu.cpp", "upsample_cpu.cpp"],
+    "cuda": ["count_cuda.cu", "mix_cuda.cu", "upsample_cuda.cu"],
+}
 
 # Contraction into fused multiply-adds would make results depend on the machine.
 CPU_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]

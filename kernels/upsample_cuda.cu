@@ -11,7 +11,7 @@
 #include <tuple>
 
 #include "checks.h"
-#include "cuda_launch.h"
+#include "cuda.h"
 
 namespace {
 

@@ -1,6 +1,7 @@
-// What the CUDA sources share: how many threads and blocks they launch.
+// What the CUDA sources share: how many threads they launch, and 16-byte loads.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -18,6 +19,19 @@ inline int64_t blocks_for(int64_t threads, int64_t most_per_multiprocessor = 16)
                                         c10::cuda::current_device()));
   const int64_t needed = (threads + kThreads - 1) / kThreads;
   return std::clamp<int64_t>(needed, 1, multiprocessors * most_per_multiprocessor);
+}
+
+// n neighbours that are loaded or stored at once.
+template <typename T, int n>
+struct alignas(sizeof(T) * n) Pack {
+  T values[n];
+};
+
+// The tensor in memory that can be read pack by pack: copied only if it is not there already.
+inline at::Tensor packable(const at::Tensor& tensor) {
+  const at::Tensor result = tensor.contiguous();
+  const bool aligned = reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0;
+  return aligned ? result : result.clone();
 }
 
 }  // namespace
