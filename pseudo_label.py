@@ -44,7 +44,7 @@ def main(args) -> None:
     """Predict every image, then write the list and the shares kept."""
     import inference  # imports kernels, which compiles them
     from datasets import write_label_png
-    from metrics import ConfusionMatrix
+    from metrics import ConfusionMatrix, plain
 
     if args.threshold > 1:
         raise UserError(f"--threshold is a probability, 0 to 1: {args.threshold}")
@@ -59,8 +59,8 @@ def main(args) -> None:
     )
     folder = writable_folder(args.save)
     labels = {name: f"{stem}.png" for name, stem in stems(dataset).items()}
-    for unfinished in ("list.txt", "pseudo.json"):
-        (folder / unfinished).unlink(missing_ok=True)
+    for sign_of_success in ("list.txt", "pseudo.json"):
+        (folder / sign_of_success).unlink(missing_ok=True)
 
     # what was kept of what was predicted: a confusion of the predictions with themselves
     kept = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
@@ -82,15 +82,12 @@ def main(args) -> None:
                 write(write_label_png, folder / labels[name], ids, dataset.palette)
 
     shares = kept.compute()
-    kept_of_class = {
-        name: None if share != share else round(share, 4)  # nan: the class was never predicted
-        for name, share in zip(dataset.class_names, shares["accuracy"], strict=True)
-    }
+    kept_of_class = dict(zip(dataset.class_names, map(plain, shares["accuracy"]), strict=True))
     summary = {
         "checkpoint": args.restore_from,
         "threshold": args.threshold,
         "images": len(dataset),
-        "kept": round(shares["pixel_accuracy"], 4),
+        "kept": shares["pixel_accuracy"],
         "kept_of_class": kept_of_class,
     }
     engine.write_text(folder / "list.txt", list_text(labels))
