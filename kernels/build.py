@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+from errors import UserError
+
 MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent
 LAST_LINES = 15
@@ -45,15 +47,17 @@ def load() -> dict[str, str]:
 
     Raises:
         RuntimeError: if SEGSHIFT_KERNELS is `require` and a present device lacks its library.
-        ValueError: if it is none of the three modes.
+        UserError: if it is none of the three modes.
     """
     mode = os.environ.get("SEGSHIFT_KERNELS", "auto")
     if mode not in MODES:
-        raise ValueError(f"SEGSHIFT_KERNELS={mode}: choose one of {', '.join(MODES)}")
+        raise UserError(f"SEGSHIFT_KERNELS={mode}: choose one of {', '.join(MODES)}")
     if mode == "reference":
         return dict.fromkeys(("cpu", "cuda"), "reference: SEGSHIFT_KERNELS=reference")
     served_by = {"cpu": _load("cpu", "C++", mode)}
     absent = _why_no_cuda()
+    if absent and mode == "require" and torch.cuda.is_available():
+        raise RuntimeError(f"SEGSHIFT_KERNELS=require, but no CUDA kernels: {absent}")
     served_by["cuda"] = f"reference: {absent}" if absent else _load("cuda", "CUDA", mode)
     return served_by
 
@@ -64,6 +68,9 @@ def _why_no_cuda() -> str:
         return "this torch is built without CUDA"
     if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return "no CUDA device, and TORCH_CUDA_ARCH_LIST is not set"
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    if not shutil.which("nvcc") and not any(Path(h, "bin/nvcc").exists() for h in homes if h):
+        return "no nvcc: install the CUDA toolkit or set CUDA_HOME"
     return ""
 
 
@@ -117,10 +124,12 @@ def _architectures() -> str:
 
 
 def _cache_folders() -> list[Path]:
+    folders = [Path(os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/segshift").expanduser()]
     temporary = Path(tempfile.gettempdir()) / f"segshift-{os.getuid()}"
-    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return [Path(chosen), temporary]
-    return [Path("~/.cache/segshift").expanduser(), temporary]
+    # Anyone may have made that one: what another user put there must not be loaded.
+    if not temporary.exists() or temporary.stat().st_uid == os.getuid():
+        folders.append(temporary)
+    return folders
 
 
 def _first_writable(folders: list[Path]) -> Path:
@@ -149,8 +158,6 @@ def _compile(name: str, sources: list[Path], folder: Path, architectures: str) -
     environment = {"PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ.get("PATH", "")}
     if architectures:
         environment["TORCH_CUDA_ARCH_LIST"] = architectures
-        if shutil.which("nvcc") is None and cpp_extension.CUDA_HOME is None:
-            raise RuntimeError("there is no nvcc: install the CUDA toolkit or set CUDA_HOME")
     with _environment(environment):
         cpp_extension.load(
             name,

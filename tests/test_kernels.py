@@ -1,6 +1,7 @@
 """Check the kernels: numbers worked by hand, equality with the reference, builds that go wrong."""
 
 import itertools
+import json
 import math
 import os
 import signal
@@ -557,6 +558,40 @@ def test_modes_and_the_cost_of_a_warm_import():
     assert errors == ""
     _, errors = processes["fast"].communicate(timeout=60)
     assert "SEGSHIFT_KERNELS=fast: choose one of auto, reference, require" in errors
+
+
+def test_what_a_cuda_build_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert build._why_no_cuda() == "this torch is built without CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert build._why_no_cuda() == "no CUDA device, and TORCH_CUDA_ARCH_LIST is not set"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvcc").touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert build._why_no_cuda() == ""
+    assert build._architectures() == "8.0;9.0"
+
+
+def test_cache_in_a_temporary_folder_of_another_user_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/dev/null/nowhere")
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"segshift-{os.getuid()}").mkdir()
+    assert len(build._cache_folders()) == 2
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    (tmp_path / "segshift-12345").mkdir()
+    assert build._cache_folders() == [Path("/dev/null/nowhere")]
+
+
+def test_benchmark_prints_and_writes_every_operation(tmp_path):
+    command = ["benchmark.py", "kernels", "--size", "96,64", "--repeats", "1"]
+    output, _ = finish(start([*command, "--json", str(tmp_path / "b.json")], dict(os.environ)))
+    rows = json.loads((tmp_path / "b.json").read_text())["kernels"]
+    names = {row["name"].split()[0].rstrip(",") for row in rows}
+    assert names == {name for name, _ in CALLS}
+    assert all(row["name"] in output and row["ours_ms"] > 0 for row in rows)
 
 
 def test_cuda_sources_compile(tmp_path):
