@@ -159,6 +159,8 @@ def make_loader(
         num_workers=num_workers,
         worker_init_fn=_quiet_worker,
         timeout=timeout_seconds if num_workers else 0,
+        # a generator of its own: by default making an iterator draws from the global one
+        generator=torch.Generator(),
         pin_memory=pin_memory,
         # forkserver, Python 3.14's default, ends on a SIGTERM of its own
         multiprocessing_context="fork" if num_workers else None,

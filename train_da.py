@@ -206,9 +206,12 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         return inference.validate(model, val, **how, **loading)
 
     crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
-    batches = {"seed": args.random_seed, "start": start * args.iter_size, "device": device}
-    next_source = engine.step_batches(source, args.batch_size, **batches, **loading)
-    next_target = engine.step_batches(target, args.batch_size, **batches, **loading)
+    batches = {"seed": args.random_seed, "device": device, **loading}
+    first_target = max(0, start - args.adapt_from) * args.iter_size
+    next_source = engine.step_batches(
+        source, args.batch_size, start=start * args.iter_size, **batches
+    )
+    next_target = engine.step_batches(target, args.batch_size, start=first_target, **batches)
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
 
     for step in run.steps(stop, args.random_seed):

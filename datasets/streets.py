@@ -37,7 +37,7 @@ class Streets(SegmentationDataset):
     splits = ("train", "val")
     layout = "drawn, no files"
     rows = tuple(Row(i, i, name, DISPLAY[name]) for i, name in enumerate(COLOURS))
-    options: ClassVar[dict[str, Any]] = {"style": ("source", "target"), "gap": 0.55}
+    options: ClassVar[dict[str, Any]] = {"style": ("source", "target"), "gap": 0.6}
 
     def open_root(self, root: str | Path | None) -> None:
         """Note that there are no files; a data folder would be a mistake."""

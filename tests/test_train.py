@@ -1,0 +1,298 @@
+"""The training scripts on drawn streets: resuming, controls, results, bad input, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fakedata
+import pytest
+import torch
+
+import engine
+import train_da
+import train_seg
+from errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--batch-size 2 --adapt-from 1 --save-pred-every 100 --no-baseline --precision fp32".split()
+EVERY_METHOD = ["adversarial", "advent", "entropy", "mix"]
+
+
+def adapt(folder: Path, *flags: str) -> dict:
+    """Run train_da.py in this process on streets; return what last.pth holds."""
+    train_da.main(train_da.parse_args(["--snapshot-dir", str(folder), *SMALL, *flags]))
+    return torch.load(folder / "last.pth", weights_only=True)
+
+
+def script(*words: str, **how) -> subprocess.CompletedProcess:
+    """Run a script as a user does."""
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **how)
+
+
+def flatten(value, name: str = "") -> dict:
+    """Return every leaf of nested dicts and lists under its path."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {name: value}
+    return {k: v for key, item in items for k, v in flatten(item, f"{name}/{key}").items()}
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    """Assert that two states are equal bit for bit."""
+    first, second = flatten(first), flatten(second)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        same = torch.equal(value, second[name]) if torch.is_tensor(value) else value == second[name]
+        assert same, name
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_two_steps_and_two_more_equal_four(tmp_path: Path, workers: str):
+    flags = ["--method", *EVERY_METHOD, "--num-steps", "4", "--num-workers", workers]
+    whole = adapt(tmp_path / "whole", *flags)
+    halfway = adapt(tmp_path / "parts", *flags, "--num-steps-stop", "2")
+    assert halfway["step"] == 2
+    parts = adapt(tmp_path / "parts", *flags)
+    assert parts["step"] == 4
+    assert_equal(whole["state"], parts["state"])
+    assert {"model", "optimizer", "methods", "teacher"} == set(parts["state"])
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    steps = [[json.loads(line)["step"] for line in log if "seg" in log[0]] for log in logs]
+    assert steps[1] == [2, 2, 4, 4]  # losses and validation at 2 and at 4, none twice
+    assert steps[0] == [4, 4]
+
+
+def test_a_control_without_batch_norm_is_the_source_only_run(tmp_path: Path):
+    """Weight zero must mean zero: only batch statistics could make a difference."""
+    flags = ["--num-steps", "4"]
+    alone = adapt(tmp_path / "alone", "--method", "none", *flags)
+    control = adapt(tmp_path / "control", "--method", *EVERY_METHOD, "--control", *flags)
+    adapted = adapt(tmp_path / "adapted", "--method", *EVERY_METHOD, *flags)
+    assert_equal(alone["state"]["model"], control["state"]["model"])
+    weight = "classifier.weight"
+    assert not torch.equal(alone["state"]["model"][weight], adapted["state"]["model"][weight])
+
+
+def test_a_control_with_batch_norm_sees_the_target(tmp_path: Path):
+    flags = ["--num-steps", "3", "--norm", "batch"]
+    alone = adapt(tmp_path / "alone", "--method", "none", *flags)["state"]["model"]
+    control = adapt(tmp_path / "c", "--method", "entropy", "--control", *flags)["state"]["model"]
+    means = [key for key in alone if key.endswith("running_mean")]
+    assert means
+    assert not torch.equal(alone[means[0]], control[means[0]])
+
+
+def test_adabn_is_scored_and_published_beside_last(tmp_path: Path):
+    flags = ["--num-steps", "2", "--norm", "batch", "--method", "adabn"]
+    adapt(tmp_path / "run", *flags)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())["adapted"]
+    assert result["miou"] == result["finished"]["miou"]
+    assert result["last"]["step"] == 2
+    raw, _ = engine.load_model(tmp_path / "run" / "streets_2.pth", torch.device("cpu"))
+    finished, _ = engine.load_model(tmp_path / "run" / "streets_finished.pth", torch.device("cpu"))
+    raw, finished = raw.state_dict(), finished.state_dict()
+    changed = {key for key in raw if not torch.equal(raw[key], finished[key])}
+    assert changed
+    assert all("running" in key or "num_batches" in key for key in changed)
+
+
+def test_the_baseline_has_the_same_start_and_the_result_holds_both(tmp_path: Path, capsys):
+    folder = tmp_path / "demo"
+    flags = "--batch-size 2 --num-steps 3 --adapt-from 2 --save-pred-every 2 --num-workers 0"
+    train_da.main(train_da.parse_args(["--snapshot-dir", str(folder), *flags.split()]))
+    out = capsys.readouterr().out
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result) == {"source_only", "adapted"}
+    for score in result.values():
+        assert set(score["iou"]) >= {"road", "sky", "car"}
+        assert 0 < score["miou"] < 100
+        assert score["best"]["miou"] >= score["last"]["miou"]
+    # step 2, before the methods set in, is the same network in both
+    alone = torch.load(folder / "source" / "streets_2.pth", weights_only=True)["model"]
+    adapted = torch.load(folder / "streets_2.pth", weights_only=True)["model"]
+    assert_equal(alone, adapted)
+    assert (folder / "demo.png").stat().st_size > 5000
+    assert "adversarial + mix adds" in out
+    again = train_da.parse_args(["--snapshot-dir", str(folder), *flags.split()])
+    train_da.main(again)  # a finished run does no step, and says the same
+    assert "resuming" in capsys.readouterr().out
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
+def test_the_seed_changes_everything(tmp_path: Path):
+    states = [
+        adapt(tmp_path / seed, "--num-steps", "1", "--random-seed", seed)["state"]["model"]
+        for seed in ("0", "1")
+    ]
+    assert not torch.equal(states[0]["classifier.weight"], states[1]["classifier.weight"])
+
+
+def test_accumulating_two_batches_equals_one_of_twice_the_size(tmp_path: Path):
+    flags = ["--method", "none", "--num-steps", "2", "--optimizer", "sgd", "--no-random-mirror"]
+    flags += ["--no-class-balance"]
+    once = adapt(tmp_path / "once", *flags, "--batch-size", "4")["state"]["model"]
+    twice = adapt(tmp_path / "twice", *flags, "--batch-size", "2", "--iter-size", "2")
+    for name, value in twice["state"]["model"].items():
+        torch.testing.assert_close(value, once[name], rtol=1e-4, atol=1e-6)
+
+
+def test_train_seg_trains_resumes_and_evaluate_needs_no_other_flag(tmp_path: Path):
+    data = fakedata.make_camvid(tmp_path / "camvid", n=4, size=(64, 48))
+    flags = f"--recipe camvid --dataset camvid --data-dir {data} --set day_train --val-set day_val"
+    flags += " --weights none --model compact --num-workers 0 --input-size 64,48 --crop-size 32,32"
+    flags = [*flags.split(), "--snapshot-dir", str(tmp_path / "run"), "--batch-size", "2"]
+    flags += ["--save-pred-every", "2", "--precision", "fp32", "--num-steps", "4"]
+    flags += ["--backbone=", "--warmup-steps", "0"]
+    flags.remove("--backbone=")
+    args = train_seg.parse_args([*flags, "--num-steps-stop", "2"])
+    args.backbone = None  # the recipe's belongs to another model
+    train_seg.main(args)
+    args.num_steps_stop = None
+    train_seg.main(args)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["last"]["step"] == 4
+    done = script(
+        "evaluate.py",
+        "--restore-from",
+        str(tmp_path / "run" / "camvid_4.pth"),
+        *["--data-dir", str(data), "--set", "day_val"],
+    )
+    assert done.returncode == 0, done.stderr
+    printed = float(done.stdout.split("===> mIoU: ")[1].split()[0])
+    assert printed == pytest.approx(result["last"]["miou"], abs=0.01)
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--method magic", "invalid choice: 'magic' (choose from"),
+        ("--model unet", "model is 'unet', must be one of"),
+        ("--source kitti --target streets", "unknown dataset 'kitti'; there are: camvid"),
+        ("--input-size 1024x512", "expected W,H in pixels, for instance 1024,512: '1024x512'"),
+        ("--input-size 0,512", "expected W,H in pixels"),
+        ("--batch-size 0", "expected int >= 1: '0'"),
+        ("--crop-size 500,500", "--crop-size 500,500 is larger than the images 160,96"),
+        ("--device tpu", "--device is auto, cpu, cuda or cuda:N, not 'tpu'"),
+        ("--device cuda:7", "this machine has"),
+        ("--restore-from nowhere.pth", "nowhere.pth"),
+        ("--random-seed one", "expected int >= 0: 'one'"),
+        ("--source streets --source streets --data-dir a --data-dir b --data-dir c", "as many"),
+        ("--method adabn", "this model has no batch normalisation"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_status_two(tmp_path: Path, flags: str, message: str):
+    common = ["--snapshot-dir", str(tmp_path / "run"), "--recipe", "streets", "--num-steps", "1"]
+    done = script("train_da.py", *common, "--no-baseline", *flags.split())
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_snapshot_folder_that_is_a_file_is_refused_before_the_first_step(tmp_path: Path):
+    (tmp_path / "run").write_text("")
+    done = script("train_da.py", "--snapshot-dir", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write --snapshot-dir")
+
+
+def test_an_exploding_loss_stops_and_names_step_and_term(tmp_path: Path):
+    flags = ["--method", "none", "--optimizer", "sgd", "--warmup-steps", "0"]
+    adapt(tmp_path / "run", *flags, "--learning-rate", "0.01", "--num-steps", "1")
+    before = (tmp_path / "run" / "streets_1.pth").read_bytes()
+    with pytest.raises(UserError, match=r"step \d+: loss term seg is (nan|inf).*checkpoint is kept"):
+        adapt(tmp_path / "other", *flags, "--learning-rate", "1e30", "--num-steps", "30")
+    assert not list((tmp_path / "other").glob("*.pth"))
+    assert (tmp_path / "run" / "streets_1.pth").read_bytes() == before
+
+
+def test_a_checkpoint_that_is_not_finite_is_never_published(tmp_path: Path):
+    model = torch.nn.BatchNorm2d(2)
+    model.arch, model.normalisation = {}, {}
+    model.running_mean[1] = float("nan")
+    run = engine.Run(tmp_path / "run", "x", {}, {})
+    with pytest.raises(UserError, match="running_mean is not finite; no checkpoint is written"):
+        run.publish(model, "1", None)
+    assert not list((tmp_path / "run").glob("*.pth"))
+    run.close()
+
+
+def test_other_options_are_refused_by_name_when_resuming(tmp_path: Path):
+    adapt(tmp_path / "run", "--num-steps", "2", "--method", "none")
+    with pytest.raises(UserError, match=r"--learning-rate 0.002 -> 0.5"):
+        adapt(tmp_path / "run", "--num-steps", "2", "--method", "none", "--learning-rate", "0.5")
+
+
+def test_a_damaged_last_checkpoint_is_named(tmp_path: Path):
+    adapt(tmp_path / "run", "--num-steps", "1", "--method", "none")
+    path = tmp_path / "run" / "last.pth"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"last\.pth"):
+        adapt(tmp_path / "run", "--num-steps", "1", "--method", "none")
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path):
+    first = engine.Run(tmp_path / "run", "x", {}, {})
+    with pytest.raises(UserError, match=rf"in use by another run: host .*, pid {os.getpid()}"):
+        engine.Run(tmp_path / "run", "x", {}, {})
+    first.close()
+    engine.Run(tmp_path / "run", "x", {}, {}).close()
+
+
+def test_saving_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path, monkeypatch):
+    path = tmp_path / "last.pth"
+    engine.save_atomic({"step": 1}, path)
+
+    def full(value, file) -> None:
+        file.write(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"cannot write .*last\.pth: .*No space left on device"):
+        engine.save_atomic({"step": 2}, path)
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_ends_the_run_at_a_step_and_the_same_command_resumes(
+    tmp_path: Path, number: int, status: int
+):
+    folder = tmp_path / "run"
+    flags = [*SMALL, "--method", "none", "--num-steps", "100000", "--print-every", "1"]
+    command = [sys.executable, "-u", "train_da.py", "--snapshot-dir", str(folder), *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 2 "):
+                break
+        process.send_signal(number)
+        rest = process.stdout.read()
+        assert process.wait(timeout=30) == status
+    assert "the same command resumes" in rest
+    saved = torch.load(folder / "last.pth", weights_only=True)
+    assert saved["step"] >= 2
+    assert len((folder / "log.jsonl").read_text().splitlines()) == saved["step"]
+
+
+def test_help_is_quick_and_compiles_nothing(tmp_path: Path):
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    scripts = ["train_da", "train_seg", "evaluate", "pseudo_label", "ensemble"]
+    for name in scripts:
+        start = time.monotonic()
+        done = script(f"{name}.py", "--help", env=environment)
+        assert done.returncode == 0
+        assert f"python {name}.py" in done.stdout  # the docstring's commands
+        assert time.monotonic() - start < 10  # 2 s on a quiet machine, and this one may be busy
+    assert not list(tmp_path.iterdir())
