@@ -18,6 +18,7 @@ ABSTAIN = 255  # what hard_vote writes where no member votes
 # exp(x) = 2^n * P(r) with n = round(x / ln 2) and r = x - n * ln 2, where ln 2 = LN2_HIGH + LN2_LOW
 # and n * LN2_HIGH is exact. P: Taylor coefficients, highest power first (|r| <= 0.35: < 2 ulp).
 EXP_LOWEST, LOG2_E, LN2_HIGH, LN2_LOW = -87.0, 1.44269504, 0.693359375, -2.12194440e-4
+ROUNDER = 1.5 * 2**23  # float32 numbers of this size are integers
 EXP_POLYNOMIAL = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0)
 
 
@@ -111,8 +112,10 @@ def argmax_upsample(
 
     def upsampled(c: int) -> Tensor:
         plane = logits[:, c].float()  # [N, h, w]
-        rows = top_weight[:, None] * plane[:, top] + bottom_weight[:, None] * plane[:, bottom]
-        return left_weight * rows[..., left] + right_weight * rows[..., right]  # [N, H, W]
+        upper, lower = plane.index_select(1, top), plane.index_select(1, bottom)
+        rows = top_weight[:, None] * upper + bottom_weight[:, None] * lower
+        before, after = rows.index_select(2, left), rows.index_select(2, right)
+        return left_weight * before + right_weight * after  # [N, H, W]
 
     best = torch.full((samples, height, width), -math.inf, device=logits.device)
     winner = torch.zeros_like(best, dtype=torch.uint8)
@@ -132,7 +135,7 @@ def argmax_upsample(
 def _exp(x: Tensor) -> Tensor:
     """Evaluate exp for x <= 0 in a fixed order of float32 operations; NaN counts as EXP_LOWEST."""
     x = torch.where(x > EXP_LOWEST, x, EXP_LOWEST)
-    n = torch.round(x * LOG2_E)
+    n = (x * LOG2_E + ROUNDER) - ROUNDER
     r = (x - n * LN2_HIGH) - n * LN2_LOW
     value = torch.full_like(r, EXP_POLYNOMIAL[0])
     for coefficient in EXP_POLYNOMIAL[1:]:
