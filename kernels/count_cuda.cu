@@ -7,7 +7,8 @@
 //   hard_vote             reads M * P bytes, writes P; M * (M - 1) / 2 comparisons a pixel.
 //
 // Nothing here waits for the device, so that every call can be captured in a CUDA graph. The sums
-// of hard_vote need no care about fused multiply-adds: they multiply nothing.
+// of hard_vote need no care about fused multiply-adds: they multiply nothing. Adding over a warp
+// (__reduce_add_sync) needs sm_80 or newer.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -17,11 +18,10 @@
 #include <type_traits>
 
 #include "checks.h"
-#include "cuda.h"
+#include "launch.h"
 
 namespace {
 
-constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffff;
 
 // ---- confusion_matrix, confidence_histogram ----------------------------------------------------

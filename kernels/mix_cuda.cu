@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "cuda.h"
+#include "launch.h"
 
 namespace {
 
@@ -59,23 +59,29 @@ struct InClasses {
   }
 };
 
+// A warp takes a row, so that 64-bit divisions are paid once a row and not once a pack.
 template <typename T, int n, typename Region>
 __device__ void mix_entry(const Entries& entries, const Entry& entry, const Region& region) {
   using Elements = Pack<T, n>;
+  constexpr int kWarps = kThreads / kWarp;
   const int64_t packs_in_row = entries.width / n;
-  const int64_t packs = entries.samples * entry.channels * entries.height * packs_in_row;
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < packs;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int64_t row = i / packs_in_row;  // n * channels * height + c * height + y
-    const int64_t sample = row / entries.height / entry.channels;
-    const unsigned bits = region.template mask<n>(sample, row % entries.height, i % packs_in_row * n);
-    Elements mixed = static_cast<const Elements*>(bits ? entry.b : entry.a)[i];
-    if (bits && bits != (1u << n) - 1) {
-      const Elements other = static_cast<const Elements*>(entry.a)[i];
+  const int64_t rows = entries.samples * entry.channels * entries.height;
+  for (int64_t row = blockIdx.x * int64_t{kWarps} + threadIdx.x / kWarp; row < rows;
+       row += static_cast<int64_t>(gridDim.x) * kWarps) {
+    const int64_t sample = row / entries.height / entry.channels, y = row % entries.height;
+    for (int64_t pack = threadIdx.x % kWarp; pack < packs_in_row; pack += kWarp) {
+      const int64_t i = row * packs_in_row + pack;
+      const unsigned bits = region.template mask<n>(sample, y, pack * n);
+      Elements mixed = static_cast<const Elements*>(bits ? entry.b : entry.a)[i];
+      if (bits && bits != (1u << n) - 1) {
+        const Elements other = static_cast<const Elements*>(entry.a)[i];
 #pragma unroll
-      for (int j = 0; j < n; ++j) mixed.values[j] = bits >> j & 1 ? mixed.values[j] : other.values[j];
+        for (int j = 0; j < n; ++j) {
+          mixed.values[j] = bits >> j & 1 ? mixed.values[j] : other.values[j];
+        }
+      }
+      static_cast<Elements*>(entry.out)[i] = mixed;
     }
-    static_cast<Elements*>(entry.out)[i] = mixed;
   }
 }
 
@@ -104,20 +110,22 @@ template <typename Region>
 std::vector<at::Tensor> mix(at::TensorList a, at::TensorList b, const Region& region) {
   std::vector<at::Tensor> results, inputs;  // inputs: kept until the kernel is on the stream
   Entries entries{{}, a[0].size(0), a[0].size(-2), a[0].size(-1)};
-  int64_t most_packs = 0;
+  int64_t most_rows = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     const at::Tensor ours = packable(a[i]), theirs = packable(b[i]);
     const at::Tensor out = at::empty(ours.sizes(), ours.options());
     const int bytes = static_cast<int>(ours.element_size());
+    const int64_t channels = ours.dim() == 4 ? ours.size(1) : 1;
     const bool packed = entries.width * bytes % 16 == 0;
     entries.items[i] = {ours.const_data_ptr(), theirs.const_data_ptr(), out.mutable_data_ptr(),
-                        ours.dim() == 4 ? ours.size(1) : 1, bytes, packed};
-    most_packs = std::max(most_packs, packed ? out.numel() * bytes / 16 : out.numel());
+                        channels, bytes, packed};
+    most_rows = std::max(most_rows, entries.samples * channels * entries.height);
     inputs.insert(inputs.end(), {ours, theirs});
     results.push_back(out);
   }
-  if (most_packs == 0) return results;
-  const dim3 grid(static_cast<unsigned>(blocks_for(most_packs)), static_cast<unsigned>(a.size()));
+  if (most_rows == 0 || entries.width == 0) return results;
+  const dim3 grid(static_cast<unsigned>(blocks_for(most_rows * kWarp)),
+                  static_cast<unsigned>(a.size()));
   mix_kernel<<<grid, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(entries, region);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return results;

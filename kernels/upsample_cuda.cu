@@ -11,7 +11,7 @@
 #include <tuple>
 
 #include "checks.h"
-#include "cuda.h"
+#include "launch.h"
 
 namespace {
 
