@@ -112,6 +112,9 @@ class Adversarial(Method):
         """Return what the discriminator looks at: the class probabilities."""
         if self.at == "input":
             logits = losses.resize(logits, size, self.align_corners)
+        if min(logits.shape[-2:]) < 32:  # five strides of 2
+            shape = "x".join(map(str, logits.shape[:-3:-1]))
+            raise UserError(f"the discriminator needs maps of 32x32 or more, not {shape}")
         return logits.float().softmax(1)
 
     def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:

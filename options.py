@@ -167,8 +167,12 @@ def parse(parser: Parser, argv: list[str] | None, default_recipe: str | None = N
     if recipe is not None:
         known = vars(named)
         values = {key: value for key, value in RECIPES[recipe].items() if key in known}
-        parser.set_defaults(recipe=recipe, **values)
+        repeated = {"source", "source_set"} & set(values)  # a default would be appended to
+        parser.set_defaults(recipe=recipe, **{k: values[k] for k in values.keys() - repeated})
         named = parser.parse_args(argv)
+        for key in repeated:
+            if getattr(named, key) is None:
+                setattr(named, key, values[key])
         shown = " ".join(f"--{key.replace('_', '-')} {_shown(v)}" for key, v in values.items())
         print(f"recipe {recipe}: {shown}", flush=True)
     return named

@@ -1,5 +1,11 @@
 """Fixtures that more than one test file uses."""
 
+import os
+
+# One thread: the tests' tensors are small, and two threads that wait for each other on a busy
+# machine are ten times slower. Before torch is imported, so that scripts started here inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import fakedata
 import numpy as np
 import pytest

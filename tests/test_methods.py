@@ -111,10 +111,10 @@ def test_the_discriminator_learns_to_tell_the_domains_apart():
 def test_advent_shows_the_discriminator_weighted_information():
     built = methods.build_methods(["adversarial", "advent"], VALUES)
     logits = torch.randn(1, 3, 4, 4)
-    probs = built["adversarial"]._maps(logits, (4, 4))
-    torch.testing.assert_close(probs.sum(1), torch.ones(1, 4, 4))
+    probs = built["adversarial"]._maps(logits, (32, 32))
+    torch.testing.assert_close(probs.sum(1), torch.ones(1, 32, 32))
     expected = losses.weighted_information(probs)
-    torch.testing.assert_close(built["advent"]._maps(logits, (4, 4)), expected)
+    torch.testing.assert_close(built["advent"]._maps(logits, (32, 32)), expected)
 
 
 def test_entropy_term_by_hand():

@@ -18,14 +18,28 @@ import train_seg
 from errors import UserError
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--batch-size 2 --adapt-from 1 --save-pred-every 100 --no-baseline --precision fp32".split()
+SMALL = """--recipe streets --source camvid --source-set day_train --target camvid --set dusk_train
+    --val-set dusk_val --input-size 64,48 --batch-size 2 --adapt-from 1 --warmup-steps 1
+    --save-pred-every 100 --discriminator-at input --no-baseline""".split()
 EVERY_METHOD = ["adversarial", "advent", "entropy", "mix"]
 
 
-def adapt(folder: Path, *flags: str) -> dict:
-    """Run train_da.py in this process on streets; return what last.pth holds."""
-    train_da.main(train_da.parse_args(["--snapshot-dir", str(folder), *SMALL, *flags]))
-    return torch.load(folder / "last.pth", weights_only=True)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    """Return a folder in CamVid's layout: 6 frames by day, 4 at dusk, 2 to validate."""
+    return str(fakedata.make_camvid(tmp_path_factory.mktemp("camvid"), n=6, size=(64, 48)))
+
+
+@pytest.fixture
+def adapt(data: str):
+    """Return a function that runs train_da.py in this process and returns its last.pth."""
+
+    def run(folder: Path, *flags: str) -> dict:
+        words = ["--snapshot-dir", str(folder), "--data-dir", data, *SMALL, *flags]
+        train_da.main(train_da.parse_args(words))
+        return torch.load(folder / "last.pth", weights_only=True)
+
+    return run
 
 
 def script(*words: str, **how) -> subprocess.CompletedProcess:
@@ -55,7 +69,7 @@ def assert_equal(first: dict, second: dict) -> None:
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_two_steps_and_two_more_equal_four(tmp_path: Path, workers: str):
+def test_two_steps_and_two_more_equal_four(adapt, tmp_path: Path, workers: str):
     flags = ["--method", *EVERY_METHOD, "--num-steps", "4", "--num-workers", workers]
     whole = adapt(tmp_path / "whole", *flags)
     halfway = adapt(tmp_path / "parts", *flags, "--num-steps-stop", "2")
@@ -70,7 +84,7 @@ def test_two_steps_and_two_more_equal_four(tmp_path: Path, workers: str):
     assert steps[0] == [4, 4]
 
 
-def test_a_control_without_batch_norm_is_the_source_only_run(tmp_path: Path):
+def test_a_control_without_batch_norm_is_the_source_only_run(adapt, tmp_path: Path):
     """Weight zero must mean zero: only batch statistics could make a difference."""
     flags = ["--num-steps", "4"]
     alone = adapt(tmp_path / "alone", "--method", "none", *flags)
@@ -81,7 +95,7 @@ def test_a_control_without_batch_norm_is_the_source_only_run(tmp_path: Path):
     assert not torch.equal(alone["state"]["model"][weight], adapted["state"]["model"][weight])
 
 
-def test_a_control_with_batch_norm_sees_the_target(tmp_path: Path):
+def test_a_control_with_batch_norm_sees_the_target(adapt, tmp_path: Path):
     flags = ["--num-steps", "3", "--norm", "batch"]
     alone = adapt(tmp_path / "alone", "--method", "none", *flags)["state"]["model"]
     control = adapt(tmp_path / "c", "--method", "entropy", "--control", *flags)["state"]["model"]
@@ -90,14 +104,14 @@ def test_a_control_with_batch_norm_sees_the_target(tmp_path: Path):
     assert not torch.equal(alone[means[0]], control[means[0]])
 
 
-def test_adabn_is_scored_and_published_beside_last(tmp_path: Path):
+def test_adabn_is_scored_and_published_beside_last(adapt, tmp_path: Path):
     flags = ["--num-steps", "2", "--norm", "batch", "--method", "adabn"]
     adapt(tmp_path / "run", *flags)
     result = json.loads((tmp_path / "run" / "result.json").read_text())["adapted"]
     assert result["miou"] == result["finished"]["miou"]
     assert result["last"]["step"] == 2
-    raw, _ = engine.load_model(tmp_path / "run" / "streets_2.pth", torch.device("cpu"))
-    finished, _ = engine.load_model(tmp_path / "run" / "streets_finished.pth", torch.device("cpu"))
+    raw, _ = engine.load_model(tmp_path / "run" / "camvid_2.pth", torch.device("cpu"))
+    finished, _ = engine.load_model(tmp_path / "run" / "camvid_finished.pth", torch.device("cpu"))
     raw, finished = raw.state_dict(), finished.state_dict()
     changed = {key for key in raw if not torch.equal(raw[key], finished[key])}
     assert changed
@@ -127,7 +141,7 @@ def test_the_baseline_has_the_same_start_and_the_result_holds_both(tmp_path: Pat
     assert json.loads((folder / "result.json").read_text()) == result
 
 
-def test_the_seed_changes_everything(tmp_path: Path):
+def test_the_seed_changes_everything(adapt, tmp_path: Path):
     states = [
         adapt(tmp_path / seed, "--num-steps", "1", "--random-seed", seed)["state"]["model"]
         for seed in ("0", "1")
@@ -135,7 +149,7 @@ def test_the_seed_changes_everything(tmp_path: Path):
     assert not torch.equal(states[0]["classifier.weight"], states[1]["classifier.weight"])
 
 
-def test_accumulating_two_batches_equals_one_of_twice_the_size(tmp_path: Path):
+def test_accumulating_two_batches_equals_one_of_twice_the_size(adapt, tmp_path: Path):
     flags = ["--method", "none", "--num-steps", "2", "--optimizer", "sgd", "--no-random-mirror"]
     flags += ["--no-class-balance"]
     once = adapt(tmp_path / "once", *flags, "--batch-size", "4")["state"]["model"]
@@ -144,26 +158,17 @@ def test_accumulating_two_batches_equals_one_of_twice_the_size(tmp_path: Path):
         torch.testing.assert_close(value, once[name], rtol=1e-4, atol=1e-6)
 
 
-def test_train_seg_trains_resumes_and_evaluate_needs_no_other_flag(tmp_path: Path):
-    data = fakedata.make_camvid(tmp_path / "camvid", n=4, size=(64, 48))
-    flags = f"--recipe camvid --dataset camvid --data-dir {data} --set day_train --val-set day_val"
-    flags += " --weights none --model compact --num-workers 0 --input-size 64,48 --crop-size 32,32"
-    flags = [*flags.split(), "--snapshot-dir", str(tmp_path / "run"), "--batch-size", "2"]
-    flags += ["--save-pred-every", "2", "--precision", "fp32", "--num-steps", "4"]
-    flags += ["--backbone=", "--warmup-steps", "0"]
-    flags.remove("--backbone=")
-    args = train_seg.parse_args([*flags, "--num-steps-stop", "2"])
-    args.backbone = None  # the recipe's belongs to another model
-    train_seg.main(args)
-    args.num_steps_stop = None
-    train_seg.main(args)
+def test_train_seg_trains_resumes_and_evaluate_needs_no_model_flag(data: str, tmp_path: Path):
+    flags = f"--recipe streets --dataset camvid --data-dir {data} --set day_train --val-set day_val"
+    flags += f" --input-size 64,48 --crop-size 32,32 --batch-size 2 --snapshot-dir {tmp_path}/run"
+    flags += " --save-pred-every 2 --num-steps 4"
+    train_seg.main(train_seg.parse_args([*flags.split(), "--num-steps-stop", "2"]))
+    train_seg.main(train_seg.parse_args(flags.split()))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["last"]["step"] == 4
+    checkpoint = str(tmp_path / "run" / "camvid_4.pth")
     done = script(
-        "evaluate.py",
-        "--restore-from",
-        str(tmp_path / "run" / "camvid_4.pth"),
-        *["--data-dir", str(data), "--set", "day_val"],
+        "evaluate.py", "--restore-from", checkpoint, "--data-dir", data, "--set", "day_val"
     )
     assert done.returncode == 0, done.stderr
     printed = float(done.stdout.split("===> mIoU: ")[1].split()[0])
@@ -187,7 +192,8 @@ def test_train_seg_trains_resumes_and_evaluate_needs_no_other_flag(tmp_path: Pat
         ("--device cuda:7", "this machine has"),
         ("--restore-from nowhere.pth", "nowhere.pth"),
         ("--random-seed one", "expected int >= 0: 'one'"),
-        ("--source streets --source streets --data-dir a --data-dir b --data-dir c", "as many"),
+        ("--source camvid --source camvid --data-dir a --data-dir b --data-dir c", "as many"),
+        ("--crop-size 60,60 --adapt-from 0", "needs maps of 32x32 or more, not 30x30"),
         ("--method adabn", "this model has no batch normalisation"),
     ],
 )
@@ -207,14 +213,16 @@ def test_a_snapshot_folder_that_is_a_file_is_refused_before_the_first_step(tmp_p
     assert done.stderr.startswith("error: cannot write --snapshot-dir")
 
 
-def test_an_exploding_loss_stops_and_names_step_and_term(tmp_path: Path):
+def test_an_exploding_loss_stops_and_names_step_and_term(adapt, tmp_path: Path):
     flags = ["--method", "none", "--optimizer", "sgd", "--warmup-steps", "0"]
     adapt(tmp_path / "run", *flags, "--learning-rate", "0.01", "--num-steps", "1")
-    before = (tmp_path / "run" / "streets_1.pth").read_bytes()
-    with pytest.raises(UserError, match=r"step \d+: loss term seg is (nan|inf).*checkpoint is kept"):
+    before = (tmp_path / "run" / "camvid_1.pth").read_bytes()
+    with pytest.raises(
+        UserError, match=r"step \d+: loss term seg is (nan|inf).*checkpoint is kept"
+    ):
         adapt(tmp_path / "other", *flags, "--learning-rate", "1e30", "--num-steps", "30")
     assert not list((tmp_path / "other").glob("*.pth"))
-    assert (tmp_path / "run" / "streets_1.pth").read_bytes() == before
+    assert (tmp_path / "run" / "camvid_1.pth").read_bytes() == before
 
 
 def test_a_checkpoint_that_is_not_finite_is_never_published(tmp_path: Path):
@@ -228,13 +236,13 @@ def test_a_checkpoint_that_is_not_finite_is_never_published(tmp_path: Path):
     run.close()
 
 
-def test_other_options_are_refused_by_name_when_resuming(tmp_path: Path):
+def test_other_options_are_refused_by_name_when_resuming(adapt, tmp_path: Path):
     adapt(tmp_path / "run", "--num-steps", "2", "--method", "none")
     with pytest.raises(UserError, match=r"--learning-rate 0.002 -> 0.5"):
         adapt(tmp_path / "run", "--num-steps", "2", "--method", "none", "--learning-rate", "0.5")
 
 
-def test_a_damaged_last_checkpoint_is_named(tmp_path: Path):
+def test_a_damaged_last_checkpoint_is_named(adapt, tmp_path: Path):
     adapt(tmp_path / "run", "--num-steps", "1", "--method", "none")
     path = tmp_path / "run" / "last.pth"
     path.write_bytes(path.read_bytes()[:1000])
@@ -268,11 +276,11 @@ def test_saving_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path, monkey
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_ends_the_run_at_a_step_and_the_same_command_resumes(
-    tmp_path: Path, number: int, status: int
+    data: str, tmp_path: Path, number: int, status: int
 ):
     folder = tmp_path / "run"
-    flags = [*SMALL, "--method", "none", "--num-steps", "100000", "--print-every", "1"]
-    command = [sys.executable, "-u", "train_da.py", "--snapshot-dir", str(folder), *flags]
+    flags = ["--data-dir", data, "--method", "none", "--num-steps", "100000", "--print-every", "1"]
+    command = [sys.executable, "-u", "train_da.py", "--snapshot-dir", str(folder), *SMALL, *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("step 2 "):
