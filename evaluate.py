@@ -24,6 +24,7 @@ from pathlib import Path
 import engine
 import options
 import predictions
+from checkpoint import write_text
 from errors import UserError
 
 
@@ -58,7 +59,7 @@ def main(args) -> None:
     if len(results) > 1:
         print("\n".join(f"{result['miou']:6.2f}  {result['checkpoint']}" for result in results))
     if args.json:
-        engine.write_text(args.json, json.dumps(results, indent=1) + "\n")
+        write_text(args.json, json.dumps(results, indent=1) + "\n")
 
 
 def check(args) -> None:
@@ -99,7 +100,7 @@ def score_checkpoint(args, path: str) -> dict:
         device,
         architecture=options.architecture(args),
         data=options.data_values(args),
-        precision=engine.pick_precision(args.precision, device),
+        precision=args.precision,
         **options.view_values(args),
     )
     scored = scored_classes(args.classes, dataset)

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 import kernels
 import models
+from checkpoint import load_model
 from datasets import build_dataset
-from engine import autocast, load_model, make_loader
+from engine import autocast, make_loader, pick_precision
 from errors import UserError
 from metrics import ConfusionMatrix
 from windows import in_windows
@@ -263,6 +264,7 @@ def restore(
     *,
     architecture: dict | None,
     data: dict,
+    precision: str = "auto",
     align_corners: bool | None = None,
     **how,
 ) -> tuple[Predictor, Dataset]:
@@ -273,6 +275,7 @@ def restore(
         device: where the network goes.
         architecture: `name` and options of `models.build_model`; None for the checkpoint's.
         data: see `open_dataset`.
+        precision: bf16, fp32, or auto for the checkpoint's, else what suits the device.
         align_corners: None for the checkpoint's, else False.
         **how: of `Predictor`.
 
@@ -297,8 +300,11 @@ def restore(
         )
     if align_corners is None:
         align_corners = checkpoint.get("align_corners", False)
+    if precision == "auto":
+        precision = checkpoint.get("precision", "auto")
+    precision = pick_precision(precision, device)
     model = models.fold_batchnorm(model).to(device, memory_format=torch.channels_last)
-    return Predictor(model, align_corners=align_corners, **how), dataset
+    return Predictor(model, precision=precision, align_corners=align_corners, **how), dataset
 
 
 def validate(

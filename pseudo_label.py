@@ -17,6 +17,7 @@ import json
 
 import engine
 import options
+from checkpoint import write_text
 from errors import UserError
 from predictions import VOID, Writers, stems, writable_folder
 
@@ -54,7 +55,7 @@ def main(args) -> None:
         device,
         architecture=options.architecture(args),
         data={**options.data_values(args), "labelled": False},
-        precision=engine.pick_precision(args.precision, device),
+        precision=args.precision,
         **options.view_values(args),
     )
     folder = writable_folder(args.save)
@@ -90,8 +91,8 @@ def main(args) -> None:
         "kept": shares["pixel_accuracy"],
         "kept_of_class": kept_of_class,
     }
-    engine.write_text(folder / "list.txt", list_text(labels))
-    engine.write_text(folder / "pseudo.json", json.dumps(summary, indent=1) + "\n")
+    write_text(folder / "list.txt", list_text(labels))
+    write_text(folder / "pseudo.json", json.dumps(summary, indent=1) + "\n")
     for name, share in kept_of_class.items():
         print(f"{name}\t{'never predicted' if share is None else f'{share:.2f} % kept'}")
     print(f"{len(dataset)} labels in {folder}, {summary['kept']:.2f} % of the pixels kept")

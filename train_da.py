@@ -20,6 +20,9 @@ import sys
 import engine
 import methods
 import options
+from checkpoint import write_text
+from errors import UserError
+from run import Run
 
 
 def parse_args(argv: list[str] | None = None):
@@ -79,7 +82,7 @@ def main(args) -> None:
         predictions["source only"] = model
     model, results["adapted"] = train(args, data, args.method, args.snapshot_dir)
     predictions["adapted"] = model
-    engine.write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
+    write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
     print_results(results, data["val"].class_names, " + ".join(args.method))
     if args.baseline:
         how = {"align_corners": args.align_corners}
@@ -97,7 +100,7 @@ def open_data(args) -> dict:
     each = [folders, args.data_list or [None], args.source_set or ["train"]]
     each = [one * len(names) if len(one) == 1 else one for one in each]
     if any(len(one) != len(names) for one in each):
-        raise engine.UserError(
+        raise UserError(
             f"{len(names)} --source need as many --data-dir, --data-list and --source-set, or one"
         )
     seed, size_target = args.random_seed, args.input_size_target or args.input_size
@@ -133,7 +136,7 @@ def open_data(args) -> dict:
     )
     source = engine.join_datasets(source)
     if source.class_names != val.class_names:
-        raise engine.UserError(f"{source.name} and {val.name} have different classes")
+        raise UserError(f"{source.name} and {val.name} have different classes")
     return {"source": source, "target": target, "val": val}
 
 
@@ -183,12 +186,13 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         "dataset": val.name,
         "classes": source.class_names,
         "palette": source.palette,
+        "data": val.arguments,
         "input_size": args.input_size_target or args.input_size,
         "align_corners": args.align_corners,
         "precision": precision,
     }
     plain = {**vars(args), "method": method_names, "precision": precision}
-    run = engine.Run(folder, source.name, plain, meta)
+    run = Run(folder, source.name, plain, meta)
     state = {"model": model, "optimizer": optimizer, "methods": adapting}
     if teacher is not None:
         state["teacher"] = teacher
@@ -288,7 +292,8 @@ def print_results(results: dict, class_names: list[str], method: str) -> None:
     """Print the per-class table of the networks trained, then last and best of each."""
     print(f"\n{'IoU on the target':>20}" + "".join(f"{name:>14}" for name in results))
     for name in class_names:
-        row = "".join(f"{result['iou'][name]:14.2f}" for result in results.values())
+        ious = [result["iou"][name] for result in results.values()]
+        row = "".join(f"{'-' if iou is None else f'{iou:.2f}':>14}" for iou in ious)
         print(f"{name:>20}{row}")
     print(f"{'mIoU':>20}" + "".join(f"{result['miou']:14.2f}" for result in results.values()))
     for name, result in results.items():

@@ -13,6 +13,8 @@ import sys
 
 import engine
 import options
+from checkpoint import write_text
+from run import Run
 
 
 def parse_args(argv: list[str] | None = None):
@@ -82,11 +84,12 @@ def main(args) -> None:
         "dataset": val.name,
         "classes": val.class_names,
         "palette": val.palette,
+        "data": val.arguments,
         "input_size": args.input_size,
         "align_corners": args.align_corners,
         "precision": precision,
     }
-    run = engine.Run(args.snapshot_dir, val.name, {**vars(args), "precision": precision}, meta)
+    run = Run(args.snapshot_dir, val.name, {**vars(args), "precision": precision}, meta)
     state = {"model": model, "optimizer": optimizer}
     start = run.resume(state)
     if args.tensorboard:
@@ -137,7 +140,7 @@ def main(args) -> None:
         print(f"stopped after step {run.step}; the same command resumes", flush=True)
         sys.exit(run.stopped)
     result = {"last": run.last, "best": run.best}
-    engine.write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")
+    write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")
     best = f"best {run.best['miou']:.2f} (step {run.best['step']}, chosen on the same images)"
     print(f"mIoU: last {run.last['miou']:.2f}, {best}")
     run.close()

@@ -93,12 +93,23 @@ class SegmentationDataset(Dataset):
             labelled,
         )
         self.seed, self.num_images, self.list_file = seed, num_images, list_file
+        self.given_root = root
         self.option = self.resolve(options)
         self.open_root(root)
         self.use_table(self.rows)
         self.pairs = self.from_list(list_file) if list_file else self.find()
         if num_images is not None:
             self.pairs = self.first_of_shuffle(num_images, list_file or self.root)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Plain values that open these images again, for a checkpoint: which data scored it."""
+        return {
+            "root": None if self.given_root is None else str(self.given_root),
+            "split": self.split,
+            "list_file": None if self.list_file is None else str(self.list_file),
+            "options": {**self.option, "seed": self.seed},
+        }
 
     def resolve(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return every option's value, the default where none is given."""

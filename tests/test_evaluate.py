@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-import engine
 import ensemble
 import evaluate
 import models
 import pseudo_label
+from checkpoint import FORMAT, load_checkpoint, load_model, save_atomic
 from datasets import build_dataset, write_label_png
 from errors import UserError
 from inference import Predictor, predict
@@ -38,7 +38,7 @@ def write_checkpoint(path: Path, dataset: str, class_names: list[str], **changes
         for parameter in model.parameters():
             parameter.mul_(2)  # far from uniform, so that predictions differ
     checkpoint = {
-        "format": engine.CHECKPOINT_FORMAT,
+        "format": FORMAT,
         "model": model.state_dict(),
         "arch": model.arch,
         "normalisation": model.normalisation,
@@ -51,7 +51,7 @@ def write_checkpoint(path: Path, dataset: str, class_names: list[str], **changes
         "score": None,
         **changes,
     }
-    engine.save_atomic(checkpoint, path)
+    save_atomic(checkpoint, path)
     return path
 
 
@@ -156,7 +156,7 @@ def test_evaluate_views_and_windows_from_the_command_line(checkpoint, camvid, ca
 
 def test_evaluate_weights_of_others_by_their_architecture(checkpoint, camvid, tmp_path, capsys):
     weights = tmp_path / "weights.pth"
-    model = engine.load_checkpoint(checkpoint)["model"]
+    model = load_checkpoint(checkpoint)["model"]
     torch.save({f"module.{name}": value for name, value in model.items()}, weights)
     given = ("--dataset", "camvid", *on_camvid(camvid))
     run_evaluate("--restore-from", checkpoint, *given)
@@ -264,7 +264,7 @@ def test_pseudo_labels_keep_what_is_confident(checkpoint, camvid, tmp_path):
     assert 0 < kept.mean() < 1
     assert summary["kept"] == pytest.approx(100 * kept.mean(), abs=1e-4)
 
-    model, _ = engine.load_model(checkpoint, torch.device("cpu"))
+    model, _ = load_model(checkpoint, torch.device("cpu"))
     sure = [sample[2] for sample in predict(Predictor(model), open_camvid(camvid),
             with_confidence=True, num_workers=0)]  # fmt: skip
     assert np.array_equal(kept, torch.cat(sure).numpy() >= 0.5)
@@ -350,7 +350,7 @@ class RunsCode:
 
 def test_checkpoints_that_cannot_be_used(checkpoint, camvid, tmp_path):
     whole = checkpoint.read_bytes()
-    saved = engine.load_checkpoint(checkpoint)
+    saved = load_checkpoint(checkpoint)
     bad = tmp_path / "bad.pth"
 
     def refused(said: str, *more):

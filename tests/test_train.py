@@ -15,7 +15,9 @@ import torch
 import engine
 import train_da
 import train_seg
+from checkpoint import load_model, save_atomic
 from errors import UserError
+from run import Run
 
 ROOT = Path(__file__).parent.parent
 SMALL = """--recipe streets --source camvid --source-set day_train --target camvid --set dusk_train
@@ -110,8 +112,8 @@ def test_adabn_is_scored_and_published_beside_last(adapt, tmp_path: Path):
     result = json.loads((tmp_path / "run" / "result.json").read_text())["adapted"]
     assert result["miou"] == result["finished"]["miou"]
     assert result["last"]["step"] == 2
-    raw, _ = engine.load_model(tmp_path / "run" / "camvid_2.pth", torch.device("cpu"))
-    finished, _ = engine.load_model(tmp_path / "run" / "camvid_finished.pth", torch.device("cpu"))
+    raw, _ = load_model(tmp_path / "run" / "camvid_2.pth", torch.device("cpu"))
+    finished, _ = load_model(tmp_path / "run" / "camvid_finished.pth", torch.device("cpu"))
     raw, finished = raw.state_dict(), finished.state_dict()
     changed = {key for key in raw if not torch.equal(raw[key], finished[key])}
     assert changed
@@ -167,9 +169,7 @@ def test_train_seg_trains_resumes_and_evaluate_needs_no_model_flag(data: str, tm
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["last"]["step"] == 4
     checkpoint = str(tmp_path / "run" / "camvid_4.pth")
-    done = script(
-        "evaluate.py", "--restore-from", checkpoint, "--data-dir", data, "--set", "day_val"
-    )
+    done = script("evaluate.py", "--restore-from", checkpoint)  # no other flag
     assert done.returncode == 0, done.stderr
     printed = float(done.stdout.split("===> mIoU: ")[1].split()[0])
     assert printed == pytest.approx(result["last"]["miou"], abs=0.01)
@@ -197,13 +197,16 @@ def test_train_seg_trains_resumes_and_evaluate_needs_no_model_flag(data: str, tm
         ("--method adabn", "this model has no batch normalisation"),
     ],
 )
-def test_mistakes_end_in_one_line_and_status_two(tmp_path: Path, flags: str, message: str):
+def test_mistakes_end_in_one_line_and_status_two(tmp_path: Path, capsys, flags: str, message: str):
     common = ["--snapshot-dir", str(tmp_path / "run"), "--recipe", "streets", "--num-steps", "1"]
-    done = script("train_da.py", *common, "--no-baseline", *flags.split())
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    words = [*common, "--no-baseline", *flags.split()]
+    with pytest.raises(SystemExit) as ended:
+        engine.run(train_da.main, lambda: train_da.parse_args(words))
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_a_snapshot_folder_that_is_a_file_is_refused_before_the_first_step(tmp_path: Path):
@@ -229,7 +232,7 @@ def test_a_checkpoint_that_is_not_finite_is_never_published(tmp_path: Path):
     model = torch.nn.BatchNorm2d(2)
     model.arch, model.normalisation = {}, {}
     model.running_mean[1] = float("nan")
-    run = engine.Run(tmp_path / "run", "x", {}, {})
+    run = Run(tmp_path / "run", "x", {}, {})
     with pytest.raises(UserError, match="running_mean is not finite; no checkpoint is written"):
         run.publish(model, "1", None)
     assert not list((tmp_path / "run").glob("*.pth"))
@@ -251,16 +254,16 @@ def test_a_damaged_last_checkpoint_is_named(adapt, tmp_path: Path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):
-    first = engine.Run(tmp_path / "run", "x", {}, {})
+    first = Run(tmp_path / "run", "x", {}, {})
     with pytest.raises(UserError, match=rf"in use by another run: host .*, pid {os.getpid()}"):
-        engine.Run(tmp_path / "run", "x", {}, {})
+        Run(tmp_path / "run", "x", {}, {})
     first.close()
-    engine.Run(tmp_path / "run", "x", {}, {}).close()
+    Run(tmp_path / "run", "x", {}, {}).close()
 
 
 def test_saving_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path, monkeypatch):
     path = tmp_path / "last.pth"
-    engine.save_atomic({"step": 1}, path)
+    save_atomic({"step": 1}, path)
 
     def full(value, file) -> None:
         file.write(b"half a file")
@@ -268,7 +271,7 @@ def test_saving_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path, monkey
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match=r"cannot write .*last\.pth: .*No space left on device"):
-        engine.save_atomic({"step": 2}, path)
+        save_atomic({"step": 2}, path)
     monkeypatch.undo()
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,72 @@
+"""Checkpoints: written whole or not at all, and enough to rebuild the network from."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+import models
+from errors import UserError
+
+FORMAT = 1
+
+
+def save_atomic(value: dict, path: str | Path) -> None:
+    """Write `value` with torch.save so that `path` holds either the old file or the whole new one.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        raise UserError(f"cannot write {path}: {cause}") from error
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Return a checkpoint of ours.
+
+    Raises:
+        UserError: the file is missing, damaged, needs code to load, or is not one of ours.
+    """
+    value = models.read_weights_file(path)
+    if not isinstance(value, dict) or "arch" not in value or "model" not in value:
+        raise UserError(f"{path} is not a segshift checkpoint; give --model and load it as weights")
+    if value.get("format", 0) > FORMAT:
+        raise UserError(f"{path} is of format {value['format']}; this is {FORMAT}")
+    return value
+
+
+def load_model(path: str | Path, device: torch.device) -> tuple[torch.nn.Module, dict]:
+    """Rebuild the model a checkpoint of ours describes, in eval mode on `device`.
+
+    Returns:
+        the model and the checkpoint without its tensors' key "model".
+    """
+    checkpoint = load_checkpoint(path)
+    model = models.build_model(**checkpoint["arch"])
+    models.load_state(model, checkpoint, str(path), strict=True)
+    del checkpoint["model"]
+    return model.eval().to(device, memory_format=torch.channels_last), checkpoint
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+    ) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
