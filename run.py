@@ -6,11 +6,13 @@ import math
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import models
 from checkpoint import FORMAT, save_atomic, write_text
@@ -18,6 +20,12 @@ from engine import seed_everything
 from errors import UserError
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts requeue on
+
+
+def say(line: str) -> None:
+    """Print a line at once, above the progress bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 class Run:
@@ -159,6 +167,7 @@ class Run:
             self.best = self.last
             self.publish(model, "best", score)
         self.write_log({"step": self.step, "val_miou": score["miou"]})
+        say(f"step {self.step}  val mIoU {score['miou']:.2f}  best {self.best['miou']:.2f}")
 
     # -- steps
 
@@ -177,12 +186,15 @@ class Run:
 
         handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
         before = {number: signal.signal(number, ask) for number in handled}
+        bar = tqdm(total=stop, initial=self.step, unit="step", disable=None)  # on a terminal only
         try:
             while self.step < stop and self.stopped is None:
                 seed_everything(seed, "step", self.step)
                 self.step += 1
                 yield self.step - 1
+                bar.update()
         finally:
+            bar.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -214,8 +226,8 @@ class Run:
                 values.setdefault(name, []).append(value)
         return {name: sum(seen) / len(seen) for name, seen in values.items()}
 
-    def flush(self, rate: float) -> str:
-        """Read the terms kept since the last flush, log their means, and return them as a line.
+    def flush(self, rate: float) -> None:
+        """Read the terms kept since the last flush, log their means, and print them as a line.
 
         Raises:
             UserError: a term is NaN or infinite; says which, and at which step.
@@ -227,7 +239,7 @@ class Run:
         entry = {"step": self.step, "rate": rate, "steps_per_second": round(steps_per_second, 3)}
         self.write_log({**entry, **means})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        return f"step {self.step}  {shown}  rate {rate:.3f}  {steps_per_second:.2f} steps/s"
+        say(f"step {self.step}  {shown}  rate {rate:.3f}  {steps_per_second:.2f} steps/s")
 
     def open_board(self) -> None:
         """Write scalars for TensorBoard too.

@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None = None):
 def main(args) -> None:
     """Train the baseline if asked for, then adapt, then compare."""
     import inference  # imports kernels, which compiles them
-    import pictures
+    import report
 
     data = open_data(args)
     results, predictions = {}, {}
@@ -83,11 +83,11 @@ def main(args) -> None:
     model, results["adapted"] = train(args, data, args.method, args.snapshot_dir)
     predictions["adapted"] = model
     write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
-    print_results(results, data["val"].class_names, " + ".join(args.method))
+    report.print_table(results, data["val"].class_names, " + ".join(args.method))
     if args.baseline:
         how = {"align_corners": args.align_corners}
         shown = {name: inference.Predictor(model, **how) for name, model in predictions.items()}
-        pictures.comparison(shown, data["val"]).save(f"{args.snapshot_dir}/demo.png")
+        report.picture(shown, data["val"]).save(f"{args.snapshot_dir}/demo.png")
         print(f"picture: {args.snapshot_dir}/demo.png")
 
 
@@ -267,11 +267,10 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
 
         done = run.step
         if done % args.print_every == 0 or done == stop:
-            print(run.flush(rate), flush=True)
+            run.flush(rate)
         if done % args.save_pred_every == 0 or done == stop:
             run.scored(model, validate())
             run.save(state)
-            print(f"step {done}  val mIoU {run.last['miou']:.2f}  best {run.best['miou']:.2f}")
 
     if run.stopped is not None:
         run.save(state)
@@ -286,26 +285,6 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         run.publish(model, "finished", score["finished"])
     run.close()
     return model.eval(), {**score.get("finished", run.last), **score}
-
-
-def print_results(results: dict, class_names: list[str], method: str) -> None:
-    """Print the per-class table of the networks trained, then last and best of each."""
-    print(f"\n{'IoU on the target':>20}" + "".join(f"{name:>14}" for name in results))
-    for name in class_names:
-        ious = [result["iou"][name] for result in results.values()]
-        row = "".join(f"{'-' if iou is None else f'{iou:.2f}':>14}" for iou in ious)
-        print(f"{name:>20}{row}")
-    print(f"{'mIoU':>20}" + "".join(f"{result['miou']:14.2f}" for result in results.values()))
-    for name, result in results.items():
-        best, last = result["best"], result["last"]
-        line = f"{name}: last {last['miou']:.2f}, best {best['miou']:.2f} (step {best['step']}"
-        line += ", chosen on the validation images themselves)"
-        if "finished" in result:
-            line += f", after adabn {result['finished']['miou']:.2f}"
-        print(line)
-    if "source_only" in results:
-        gain = results["adapted"]["miou"] - results["source_only"]["miou"]
-        print(f"{method} adds {gain:+.2f} points of target mIoU")
 
 
 if __name__ == "__main__":

@@ -126,14 +126,13 @@ def main(args) -> None:
         optimizer.step()
 
         if run.step % args.print_every == 0 or run.step == stop:
-            print(run.flush(rate), flush=True)
+            run.flush(rate)
         if run.step % args.save_pred_every == 0 or run.step == stop:
             score = inference.validate(
                 model, val, precision=precision, align_corners=args.align_corners, **loading
             )
             run.scored(model, score)
             run.save(state)
-            print(f"step {run.step}  val mIoU {score['miou']:.2f}  best {run.best['miou']:.2f}")
 
     if run.stopped is not None:
         run.save(state)

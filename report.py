@@ -1,4 +1,4 @@
-"""Pictures for people: predictions beside the truth, with a legend."""
+"""What a run shows people at its end: a table of its networks, and a picture."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,34 @@ from datasets import colourise
 _GAP, _TITLE = 4, 20  # pixels
 
 
-def comparison(
+def print_table(results: dict[str, dict], class_names: list[str], method: str) -> None:
+    """Print the IoU of each network trained, per class, then last and best of each.
+
+    Args:
+        results: title -> `iou` by class name, `miou`, and the scores `last`, `best` and, after
+            AdaBN, `finished`; in percent. "source_only" is what "adapted" is compared with.
+        class_names: the rows.
+        method: what the difference is called.
+    """
+    print(f"\n{'IoU on the target':>20}" + "".join(f"{name:>14}" for name in results))
+    for name in class_names:
+        ious = [result["iou"][name] for result in results.values()]
+        row = "".join(f"{'-' if iou is None else f'{iou:.2f}':>14}" for iou in ious)
+        print(f"{name:>20}{row}")
+    print(f"{'mIoU':>20}" + "".join(f"{result['miou']:14.2f}" for result in results.values()))
+    for name, result in results.items():
+        best, last = result["best"], result["last"]
+        line = f"{name}: last {last['miou']:.2f}, best {best['miou']:.2f} (step {best['step']}"
+        line += ", chosen on the validation images themselves)"
+        if "finished" in result:
+            line += f", after adabn {result['finished']['miou']:.2f}"
+        print(line)
+    if "source_only" in results:
+        gain = results["adapted"]["miou"] - results["source_only"]["miou"]
+        print(f"{method} adds {gain:+.2f} points of target mIoU")
+
+
+def picture(
     predictors: dict[str, Callable], dataset: Dataset, rows: int = 4, width: int = 320
 ) -> Image.Image:
     """Draw some images of a dataset, each beside its truth and every network's prediction.

@@ -1,0 +1,208 @@
+"""The house's rules, checked: imports, flags, what the docs say."""
+
+import ast
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import datasets
+import methods
+import models
+import options
+import recipes
+import train_da
+import train_seg
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"train_da", "train_seg", "evaluate", "pseudo_label", "ensemble", "benchmark"}
+LEAVES = {"errors"}  # what every file may import
+# who may import whom, top to bottom; scripts may import everything but each other
+ALLOWED = {
+    "recipes": set(),
+    "options": {"recipes"},
+    "engine": {"models"},
+    "checkpoint": {"models"},
+    "run": {"checkpoint", "engine", "models"},
+    "losses": set(),
+    "augment": set(),
+    "methods": {"augment", "engine", "kernels", "losses", "models"},
+    "metrics": {"kernels"},
+    "windows": set(),
+    "predictions": {"datasets"},
+    "inference": {"checkpoint", "datasets", "engine", "kernels", "metrics", "models", "windows"},
+    "report": {"datasets"},
+    "errors": set(),
+    "models": set(),
+    "datasets": set(),
+    "kernels": set(),
+}
+
+
+def own_modules() -> dict[str, list[Path]]:
+    """Return the files of every module and folder of the project."""
+    modules = {path.stem: [path] for path in ROOT.glob("*.py")}
+    for folder in ("models", "datasets", "kernels"):
+        modules[folder] = sorted((ROOT / folder).rglob("*.py"))
+    return modules
+
+
+def imports(path: Path) -> set[str]:
+    """Return the top-level names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(own_modules()))
+def test_imports_follow_the_arrows(name: str):
+    modules = own_modules()
+    for path in modules[name]:
+        own = imports(path) & modules.keys() - {name} - LEAVES
+        if name in SCRIPTS:
+            assert not own & SCRIPTS, f"{path.name} imports another script"
+        else:
+            assert own <= ALLOWED[name], f"{path} imports {own - ALLOWED[name]}"
+
+
+@pytest.mark.parametrize("name", sorted(own_modules().keys() - {"benchmark"}))
+def test_the_required_packages_are_enough(name: str):
+    """Whatever else is imported must be imported where it is used, not at the top of a file."""
+    required = {"torch", "numpy", "PIL", "tqdm", "ninja"}
+    for path in own_modules()[name]:
+        top = ast.parse(path.read_text()).body
+        for node in top:
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and not getattr(node, "level", 0):
+                found = {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+                found |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+                for package in {one.split(".")[0] for one in found}:
+                    known = required | own_modules().keys() | set(sys.stdlib_module_names)
+                    assert package in known, f"{path} imports {package}"
+
+
+def declared(parser_of) -> set[str]:
+    """Return the dest of every flag that a script declares."""
+    seen = {}
+
+    def parse(parser, *_args, **_kwargs):
+        seen["dests"] = {action.dest for action in parser._actions}
+        raise SystemExit
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(options, "parse", parse)
+        patch.setattr(options.Parser, "parse_args", parse)
+        with pytest.raises(SystemExit):
+            parser_of([])
+    return seen["dests"] - {"help"}
+
+
+def read_of_args(tree: ast.AST) -> set[str]:
+    """Return every `args.NAME` that a file reads."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("args", "named")
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS - {"benchmark"}))
+def test_every_flag_is_read(name: str):
+    script = __import__(name)
+    read = read_of_args(ast.parse((ROOT / f"{name}.py").read_text()))
+    read |= read_of_args(ast.parse((ROOT / "options.py").read_text()))
+    if name == "train_da":  # a method's flags are the keywords of its constructor
+        for method in methods.METHODS.values():
+            read |= set(inspect.signature(method).parameters)
+    unread = declared(script.parse_args) - read
+    assert not unread, f"{name}.py declares and never reads {sorted(unread)}"
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_recipes_hold_only_flags_and_are_printed(name: str, capsys):
+    args = train_da.parse_args(["--recipe", name, "--data-dir", "d", "--snapshot-dir", "s"])
+    values = recipes.RECIPES[name]
+    for key, value in values.items():
+        assert getattr(args, key) == value
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"recipe {name}: ")
+    assert "--num-steps" in printed
+    known = vars(train_seg.parse_args(["--recipe", name, "--snapshot-dir", "s"]))
+    assert known["num_steps"] == values["num_steps"]
+
+
+def test_what_is_given_wins_over_the_recipe():
+    words = "--recipe camvid --snapshot-dir s --num-steps 7 --source gta5 --method mix".split()
+    args = train_da.parse_args(words)
+    assert (args.num_steps, args.source, args.method) == (7, ["gta5"], ["mix"])
+
+
+def test_without_data_flags_the_streets_are_adapted():
+    assert train_da.parse_args(["--snapshot-dir", "s"]).source == ["streets"]
+    assert train_da.parse_args(["--snapshot-dir", "s", "--data-dir", "d"]).recipe is None
+
+
+def test_published_values():
+    """AdaptSegNet's, ADVENT's and DACS's numbers, as their repositories state them."""
+    multi = recipes.RECIPES["adaptsegnet-multi"]
+    assert (multi["lambda_adv_target1"], multi["lambda_adv_target2"]) == (0.0002, 0.001)
+    assert (multi["learning_rate"], multi["learning_rate_D"]) == (2.5e-4, 1e-4)
+    assert (multi["num_steps"], multi["num_steps_stop"]) == (250_000, 150_000)
+    assert multi["aspp_dilations"] == (6, 12)
+    assert recipes.RECIPES["adaptsegnet-lsgan"]["lambda_adv_target2"] == 0.01
+    assert recipes.RECIPES["advent"]["aspp_dilations"] == (6, 12, 18, 24)
+    assert recipes.RECIPES["advent"]["num_steps_stop"] == 120_000
+    assert recipes.RECIPES["minent"]["lambda_entropy"] == 0.001
+    dacs = recipes.RECIPES["dacs"]
+    assert (dacs["teacher_momentum"], dacs["mix_threshold"], dacs["batch_size"]) == (0.99, 0.968, 2)
+
+
+def test_help_names_what_exists():
+    text = (ROOT / "options.py").read_text()
+    for name in models.MODELS:
+        assert name in text
+    readme = (ROOT / "README.md").read_text()
+    for name in [*datasets.DATASETS, *methods.METHODS, *models.MODELS]:
+        assert f"`{name}`" in readme or f" {name}" in readme, name
+
+
+def test_the_readme_names_every_file():
+    readme = (ROOT / "README.md").read_text()
+    for path in [*ROOT.glob("*.py"), *(p.parent for p in ROOT.glob("*/__init__.py"))]:
+        assert path.name in readme, f"README.md does not say what {path.name} is for"
+
+
+def public(path: Path) -> list[ast.FunctionDef | ast.ClassDef]:
+    """Return the public functions and classes of a file; methods may inherit their docstring."""
+    return [
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(own_modules().keys() - SCRIPTS))
+def test_public_things_have_docstrings_and_types(name: str):
+    for path in own_modules()[name]:
+        if path.name == "reference.py":  # kernels/__init__.py documents what it implements
+            continue
+        for node in public(path):
+            where = f"{path.name}: {node.name}"
+            assert ast.get_docstring(node), f"{where} has no docstring"
+            if isinstance(node, ast.FunctionDef):
+                for argument in [*node.args.args, *node.args.kwonlyargs]:
+                    assert argument.annotation, f"{where}: {argument.arg} has no type"
+
+
+def test_loads_are_safe_everywhere():
+    for paths in own_modules().values():
+        for path in paths:
+            for call in re.findall(r"torch\.load\([^)]*\)", path.read_text()):
+                assert "weights_only=True" in call, f"{path}: {call}"
