@@ -1,0 +1,98 @@
+"""Time the loader: PNG files in, training samples out, for several numbers of workers."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+import engine
+import models
+from benchmarks import scenes
+from benchmarks.timing import alternate, compare
+from datasets import SegmentationDataset, build_dataset
+from models.normalisation import NORMALISATIONS
+
+# dataset, size of its files, size to train at
+CASES = (
+    ("gta5", (1280, 720), (1280, 720)),
+    ("gta5", (1914, 1052), (1280, 720)),
+    ("cityscapes", (2048, 1024), (2048, 1024)),
+    ("cityscapes", (2048, 1024), (1024, 512)),
+)
+WORKERS = (0, 1, 2)
+
+
+def run(
+    device: torch.device, *, size: tuple[int, int] | None, images: int, repeats: int
+) -> Iterator[tuple[dict, str]]:
+    """Yield a row, the time of an image, and a remark for every case and number of workers.
+
+    Args:
+        device: not loaded to: samples stay in memory.
+        size: W, H of the files and of training, instead of `CASES`.
+        images: loaded in a round, workers' start included; at most 8 files are behind them.
+        repeats: rounds.
+    """
+    cases = CASES if size is None else [(name, size, size) for name in ("gta5", "cityscapes")]
+    for name, files, input_size in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            listed = scenes.write_files(Path(folder), files, images)
+            ours = build_dataset(name, folder, split="train", list_file=listed, size=input_size)
+            plain = PlainSamples(ours)
+            check_equal(ours[0], plain[0])
+            megabytes = (Path(folder) / "image0.png").stat().st_size / 1e6
+            for workers in WORKERS:
+                calls = [lambda data=data, n=workers: drain(data, n) for data in (ours, plain)]
+                seconds = alternate(calls, device, repeats)
+                row = {
+                    "name": "loader {} {}x{} -> {}x{}, workers {}".format(
+                        name, *files, *input_size, workers
+                    ),
+                    **compare(*seconds, count=images),
+                    "image_megabytes": megabytes,
+                }
+                row["images_per_s"] = 1e3 / row["ours_ms"]
+                yield row, f"{row['images_per_s']:.1f} images/s, PNGs of {megabytes:.1f} MB"
+
+
+def drain(dataset: Dataset, num_workers: int) -> None:
+    """Load every sample once."""
+    for _ in engine.make_loader(dataset, num_workers=num_workers, batch_size=1):
+        pass
+
+
+def check_equal(sample: dict, plain: dict) -> None:
+    """Stop unless both loaded the same pixels and labels."""
+    pixels = models.normalise(sample["image"][None], NORMALISATIONS["caffe"])[0]
+    assert np.abs(pixels.numpy() - plain["image"]).max() < 1e-3, "the images differ"
+    assert (sample["label"].numpy() == plain["label"]).all(), "the labels differ"
+    assert sample["label"].any(), "one class everywhere: not worth timing"
+
+
+class PlainSamples(Dataset):
+    """The same files as normalised float images and float labels, as AdaptSegNet's dataset/ does.
+
+    Args:
+        dataset: whose files and size to take.
+    """
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.root, self.pairs, self.size = dataset.root, dataset.pairs, dataset.size
+        self.mean = np.array(NORMALISATIONS["caffe"]["mean"], np.float32)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict:
+        image, ids = (Image.open(self.root / name) for name in self.pairs[index])
+        image = image.convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
+        ids = np.asarray(ids.resize(self.size, Image.Resampling.NEAREST), np.float32)
+        label = np.full(ids.shape, scenes.IGNORE, np.float32)
+        for raw, train in scenes.RAW_TO_TRAIN.items():
+            label[ids == raw] = train
+        pixels = np.asarray(image, np.float32)[:, :, ::-1] - self.mean
+        return {"image": pixels.transpose(2, 0, 1).copy(), "label": label}
