@@ -82,7 +82,8 @@ def remark(row: dict) -> str:
     return (
         f"network {row['network_share']:.1%} of ours, {row['gflop_per_image']:.0f} GFLOP at "
         f"{row['network_of_matrix_rate']:.0%} of the {row['precision']} matrix rate; the plain ids "
-        f"on {row['same_ids_fp32']:.4%} of the pixels in fp32, on {row['same_ids']:.2%} as timed"
+        f"on {row['same_ids_fp32']:.4%} of the pixels in fp32, {row['same_ids']:.2%} as timed "
+        "(rounding moves an untrained network far)"
     )
 
 
@@ -116,8 +117,8 @@ def forward_gflop(model: nn.Module, size: tuple[int, int]) -> float:
 def agreement(predictor: inference.Predictor, plain: nn.Module, sample: dict) -> dict:
     """Return the share of pixels on which ours is the plain prediction, as timed and in fp32.
 
-    Ties between the classes of an untrained network are frequent, so rounding shows more than with
-    a trained one.
+    An untrained network amplifies rounding from layer to layer, so the share in bf16 says nothing
+    about a trained one: compare `evaluate.py --precision` with a checkpoint for that.
     """
     image, size = sample["image"][None], tuple(sample["label"].shape)
     exact = inference.Predictor(predictor.model, precision="fp32", align_corners=True)
