@@ -1,4 +1,6 @@
-"""Batched augmentation on the device: one warp, then colour. Images are [N,3,H,W], 0 to 255.
+"""Batched augmentation on the device: one warp, then colour; what mixing pastes.
+
+Images are [N,3,H,W], 0 to 255.
 
 Every draw comes from torch's global generator, which the training loops seed with the step.
 """
@@ -53,7 +55,9 @@ def warp(
     b_x, b_y = 2 * left / (width * factor) + a_x - 1, 2 * top / (height * factor) + a_y - 1
     zero = torch.zeros(n)
     theta = torch.stack([a_x * sign, zero, b_x, zero, a_y, b_y], 1).view(n, 2, 3)
-    grid = F.affine_grid(theta.to(images.device), (n, 1, crop_h, crop_w), align_corners=False)
+    grid = F.affine_grid(
+        theta.to(images.device, non_blocking=True), (n, 1, crop_h, crop_w), align_corners=False
+    )
     images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
     if labels is not None:
         # sampled as 255 - label, so that grid_sample's zero outside the image means ignore
@@ -64,7 +68,9 @@ def warp(
 
 
 @torch.no_grad()
-def color_jitter(images: torch.Tensor, strength: float, probability: float = 1.0) -> torch.Tensor:
+def color_jitter(
+    images: torch.Tensor, strength: float, hue: float, probability: float = 1.0
+) -> torch.Tensor:
     """Change brightness, contrast, saturation and hue of each image at random.
 
     All four are linear, so each image gets one 3x4 matrix. Deviation from the usual chain
@@ -72,20 +78,21 @@ def color_jitter(images: torch.Tensor, strength: float, probability: float = 1.0
 
     Args:
         images: float [N,3,H,W], 0 to 255, RGB.
-        strength: s; factors are uniform in [1 - s, 1 + s], the hue's turn in [-s, s] * pi / 2.
+        strength: s; the first three are multiplied by factors uniform in [1 - s, 1 + s].
+        hue: the hue's turn is uniform in [-hue, hue], in whole turns; kornia's unit.
         probability: of changing an image at all.
 
     Returns:
         float [N,3,H,W], 0 to 255.
     """
     n, device = len(images), images.device
-    brightness, contrast, saturation, hue, chosen = torch.rand(5, n)
-    if strength == 0:
+    brightness, contrast, saturation, turn, chosen = torch.rand(5, n)
+    if strength == 0 and hue == 0:
         return images
     brightness, contrast, saturation = (
         (1 + strength * (2 * draw - 1)).view(n, 1, 1) for draw in (brightness, contrast, saturation)
     )
-    turn = strength * (2 * hue - 1) * math.pi / 2
+    turn = hue * (2 * turn - 1) * 2 * math.pi
     luma = torch.tensor([0.299, 0.587, 0.114])
     to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     rotation = torch.zeros(n, 3, 3)
@@ -95,12 +102,12 @@ def color_jitter(images: torch.Tensor, strength: float, probability: float = 1.0
     hue_matrix = torch.linalg.inv(to_yiq) @ rotation @ to_yiq
     grey = luma.expand(3, 3)
     saturate = saturation * torch.eye(3) + (1 - saturation) * grey
-    matrix = (brightness * contrast * (saturate @ hue_matrix)).to(device)
+    matrix = (brightness * contrast * (saturate @ hue_matrix)).to(device, non_blocking=True)
     # contrast keeps each image's mean luminance where brightness put it
-    mean = (images.mean((2, 3)) * luma.to(device)).sum(1).view(n, 1, 1, 1)
-    offset = ((1 - contrast) * brightness).to(device).view(n, 1, 1, 1) * mean
+    mean = (images.mean((2, 3)) * luma.to(device, non_blocking=True)).sum(1).view(n, 1, 1, 1)
+    offset = ((1 - contrast) * brightness).to(device, non_blocking=True).view(n, 1, 1, 1) * mean
     changed = torch.einsum("nij,njhw->nihw", matrix, images) + offset
-    chosen = (chosen < probability).to(device).view(n, 1, 1, 1)
+    chosen = (chosen < probability).to(device, non_blocking=True).view(n, 1, 1, 1)
     return torch.where(chosen, changed.clamp(0, 255), images)
 
 
@@ -126,9 +133,45 @@ def gaussian_blur(
     kernel /= kernel.sum(1, keepdim=True)
     identity = (taps == 0).float()
     kernel = torch.where((chosen < probability).view(n, 1), kernel, identity)
-    kernel = kernel.to(images).repeat_interleave(channels, 0)  # one filter per image and channel
+    kernel = kernel.to(images, non_blocking=True).repeat_interleave(
+        channels, 0
+    )  # one filter per image and channel
     flat = images.reshape(1, n * channels, height, width)
     flat = F.pad(flat, (radius, radius, radius, radius), mode="reflect")
     flat = F.conv2d(flat, kernel.view(n * channels, 1, 1, -1), groups=n * channels)
     flat = F.conv2d(flat, kernel.view(n * channels, 1, -1, 1), groups=n * channels)
     return flat.view(n, channels, height, width)
+
+
+def half_of_classes(label: torch.Tensor) -> torch.Tensor:
+    """Choose ceil(n / 2) of the n classes present in each label at random.
+
+    Args:
+        label: uint8 [N,H,W], 255 = ignore, which is never chosen.
+
+    Returns:
+        bool [N,256]: the ids chosen.
+    """
+    present = torch.zeros(len(label), 256, dtype=torch.bool, device=label.device)
+    present.scatter_(1, label.flatten(1).long(), True)
+    present[:, 255] = False
+    draw = torch.rand(present.shape).to(label.device, non_blocking=True).masked_fill(~present, 2.0)
+    rank = draw.argsort(1).argsort(1)
+    wanted = (present.sum(1, keepdim=True) + 1) // 2
+    return rank < wanted
+
+
+def half_area_boxes(n: int, height: int, width: int) -> torch.Tensor:
+    """Draw a box of half the image's area, of random shape and place, for each image.
+
+    Returns:
+        int64 [N,1,4]: x0, y0, x1, y1 in pixels, half open.
+
+    Source: CutMix-Seg (French et al. 2020), section 3.3: proportion 0.5, the height's share
+    uniform in log scale between the proportion and 1.
+    """
+    share, x, y = torch.rand(3, n)
+    tall = 0.5 ** (1 - share)
+    box_h, box_w = (tall * height).round(), (0.5 / tall * width).round()
+    x0, y0 = (x * (width - box_w + 1)).floor(), (y * (height - box_h + 1)).floor()
+    return torch.stack([x0, y0, x0 + box_w, y0 + box_h], 1).long().unsqueeze(1)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from tqdm import tqdm
 
 import models
 from errors import UserError
 
-# A wait on a worker that died, or on a full disk, is the machine's fault and not a bug of ours.
+# A loader worker that died or hangs is the machine's fault and not a bug of ours.
 _MACHINE_FAULTS = ("DataLoader worker", "DataLoader timed out")
 
 
@@ -24,6 +25,12 @@ def run(main: Callable, parse_args: Callable) -> None:
     line is the last one.
     """
     args = parse_args()
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+        print(
+            f"warning: torch {torch.__version__} has known holes in loading checkpoints safely; "
+            "2.10 or newer has not",
+            file=sys.stderr,
+        )
     try:
         main(args)
     except UserError as error:
@@ -65,13 +72,15 @@ def pick_device(name: str) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> str:
     """Return bf16 or fp32 for auto, bf16 or fp32.
 
-    auto is bf16 on GPUs, and on CPUs that multiply bfloat16 in hardware (AVX512-BF16, AMX).
+    auto is bf16 where the device multiplies bfloat16 in hardware, not where it is emulated: GPUs
+    from Ampere on, CPUs with AVX512-BF16 or AMX.
     """
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -191,17 +200,23 @@ def join_datasets(datasets: list[Dataset]) -> Dataset:
     return joined
 
 
-def class_weights(dataset: Dataset) -> torch.Tensor:
+def class_weights(dataset: Dataset, **loading) -> torch.Tensor:
     """Return float32 [C]: sqrt(median frequency / frequency) of each class, within 0.3 to 4.
 
+    Reads every label once. Classes that never occur weigh 1.
+
+    Args:
+        dataset: labelled.
+        **loading: num_workers and timeout_seconds of `make_loader`.
+
     Source: Eigen and Fergus 2015, section 4.2 (median frequency balancing), with a square root and
-    bounds, as the raw weights of rare classes destabilise small batches. Classes that never occur
-    weigh 1.
+    bounds, as the raw weights of rare classes destabilise small batches.
     """
-    counts = np.zeros(256, np.int64)
-    for index in range(len(dataset)):
-        counts += np.bincount(dataset[index]["label"].numpy().ravel(), minlength=256)
-    counts = counts[: dataset.num_classes].astype(np.float64)
+    counts = torch.zeros(256, dtype=torch.int64)
+    loader = make_loader(dataset, batch_size=1, **loading)
+    for batch in tqdm(loader, desc="counting classes", disable=None, leave=False):
+        counts += torch.bincount(batch["label"].flatten(), minlength=256)
+    counts = counts[: dataset.num_classes].double().numpy()
     seen = counts > 0
     weights = np.ones_like(counts)
     weights[seen] = np.sqrt(np.median(counts[seen]) / counts[seen]).clip(0.3, 4.0)
@@ -276,6 +291,7 @@ def make_model(
         weights: what to load, one after the other: files, "imagenet", or None and "none" for
             nothing. What was loaded, skipped and missing is printed.
     """
+    torch.backends.cudnn.benchmark = True  # sizes do not change from step to step
     seed_everything(seed, "model")
     model = models.build_model(name, num_classes, **model_options)
     for source in weights:

@@ -54,6 +54,24 @@ def cross_entropy(
     return total / count.clamp(min=1e-6)
 
 
+def segmentation(
+    out: dict[str, torch.Tensor], label: torch.Tensor, lambda_seg: float, name: str = "seg", **how
+) -> dict[str, torch.Tensor]:
+    """Return the weighted cross-entropy terms of a network's outputs: `name` and `name`_aux.
+
+    Args:
+        out: logits under "out" and, for multi-level networks, "aux".
+        label: see `cross_entropy`.
+        lambda_seg: weight of the auxiliary output.
+        name: of the main term.
+        **how: of `cross_entropy`.
+    """
+    terms = {name: cross_entropy(out["out"], label, **how)}
+    if "aux" in out:
+        terms[f"{name}_aux"] = lambda_seg * cross_entropy(out["aux"], label, **how)
+    return terms
+
+
 def weighted_information(probs: torch.Tensor) -> torch.Tensor:
     """Return the map -p log2(p) / log2(C), same shape as `probs` [N,C,H,W], values in [0, 1].
 

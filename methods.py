@@ -4,7 +4,9 @@ A method is an nn.Module, so that one state_dict holds its networks and, as extr
 optimiser. What train_da.py relies on:
 
     add_options(group)         its command-line flags; each flag is a keyword of __init__
-    needs                      what the loop must put into the batch: target_out, teacher_out
+    needs                      what the loop must put into the batch: target_out, teacher_out;
+                               a method that needs nothing only has `finish` called
+    check(model)               before any step; raises UserError where it cannot work
     forward(batch, student)    -> {name: weighted loss}; the loop calls backward on their sum
     after_step(rate)           -> {name: loss to log}; after the student's optimiser has stepped
     finish(model, batches)     once at the end; True if it changed the model
@@ -26,6 +28,7 @@ import losses
 from engine import set_rate
 from errors import UserError
 from models.discriminator import FCDiscriminator
+from options import at_least, between
 
 
 class Method(nn.Module):
@@ -36,6 +39,9 @@ class Method(nn.Module):
     @staticmethod
     def add_options(group: argparse._ArgumentGroup) -> None:
         """Add the method's flags to the script's parser."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise UserError where the method cannot work on a network, before any step."""
 
     def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
         """Return the weighted loss terms of one batch."""
@@ -66,11 +72,12 @@ class Adversarial(Method):
     def add_options(group: argparse._ArgumentGroup) -> None:
         """Add the discriminators' flags; advent shares them."""
         group.add_argument("--gan", choices=["Vanilla", "LS"], default="Vanilla")
-        group.add_argument("--lambda-adv-target1", type=float, default=0.0002, help="aux output")
-        group.add_argument("--lambda-adv-target2", type=float, default=0.001, help="main output")
-        group.add_argument("--learning-rate-D", type=float, default=1e-4, help="Adam's")
+        weight, count = at_least(0, float), at_least(1)
+        group.add_argument("--lambda-adv-target1", type=weight, default=0.0002, help="aux output")
+        group.add_argument("--lambda-adv-target2", type=weight, default=0.001, help="main output")
+        group.add_argument("--learning-rate-D", type=weight, default=1e-4, help="Adam's")
         group.add_argument(
-            "--discriminator-width", type=int, default=64, help="channels of its first layer"
+            "--discriminator-width", type=count, default=64, help="channels of its first layer"
         )
         group.add_argument(
             "--discriminator-at",
@@ -182,8 +189,9 @@ class Entropy(Method):
     @staticmethod
     def add_options(group: argparse._ArgumentGroup) -> None:
         """Add the two weights."""
-        group.add_argument("--lambda-entropy", type=float, default=0.001, help="main output")
-        group.add_argument("--lambda-entropy-aux", type=float, default=0.0002, help="aux output")
+        weight = at_least(0, float)
+        group.add_argument("--lambda-entropy", type=weight, default=0.001, help="main output")
+        group.add_argument("--lambda-entropy-aux", type=weight, default=0.0002, help="aux output")
 
     def __init__(
         self,
@@ -216,7 +224,8 @@ class Mix(Method):
     label (ClassMix) or a box of half the area (CutMix, French et al. 2020) go onto the target;
     target pixels weigh the share of the batch's pixels that the teacher is sure of, source pixels
     1; the mean is over all pixels. Deviations: the ignore value is never among the pasted classes;
-    any batch size.
+    any batch size; the teacher is updated before a step, DACS updates it after (the ramp is one
+    step later). DACS's hue jitter is 0.25 turns (kornia), set by its recipe; our default is less.
     """
 
     needs = frozenset({"teacher_out"})
@@ -225,10 +234,14 @@ class Mix(Method):
     def add_options(group: argparse._ArgumentGroup) -> None:
         """Add the flags of mixing."""
         group.add_argument("--mix", choices=["class", "box"], default="class")
-        group.add_argument("--lambda-mix", type=float, default=1.0)
-        group.add_argument("--mix-threshold", type=float, default=0.968, help="confidence")
-        group.add_argument("--mix-jitter", type=float, default=0.25, help="colour jitter, p = 0.8")
-        group.add_argument("--mix-blur", type=float, default=0.5, help="probability of blurring")
+        weight, share = at_least(0, float), between(0, 1)
+        group.add_argument("--lambda-mix", type=weight, default=1.0)
+        group.add_argument("--mix-threshold", type=share, default=0.968, help="confidence")
+        group.add_argument("--mix-jitter", type=share, default=0.25, help="colour jitter, p = 0.8")
+        group.add_argument(
+            "--mix-hue", type=between(0, 0.5), default=0.0625, help="its hue, in turns"
+        )
+        group.add_argument("--mix-blur", type=share, default=0.5, help="probability of blurring")
 
     def __init__(
         self,
@@ -239,12 +252,13 @@ class Mix(Method):
         lambda_mix: float,
         mix_threshold: float,
         mix_jitter: float,
+        mix_hue: float,
         mix_blur: float,
     ):
         super().__init__()
         self.align_corners, self.lambda_seg = align_corners, lambda_seg
         self.kind, self.weight, self.threshold = mix, lambda_mix, mix_threshold
-        self.jitter, self.blur = mix_jitter, mix_blur
+        self.jitter, self.hue, self.blur = mix_jitter, mix_hue, mix_blur
 
     def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
         """Return the cross-entropy on the mixed images."""
@@ -263,53 +277,18 @@ class Mix(Method):
         below = [target, pseudo, sure.expand_as(confidence)]
         above = [source, batch["source_label"], torch.ones_like(confidence)]
         if self.kind == "class":
-            classes = half_of_classes(batch["source_label"])
+            classes = augment.half_of_classes(batch["source_label"])
             image, label, weight = kernels.classmix(below, above, batch["source_label"], classes)
         else:
-            boxes = half_area_boxes(*source.shape[:1], *source.shape[-2:]).to(source.device)
+            boxes = augment.half_area_boxes(len(source), *source.shape[-2:])
+            boxes = boxes.to(source.device, non_blocking=True)
             image, label, weight = kernels.cutmix(below, above, boxes)
-        image = augment.color_jitter(image, self.jitter, probability=0.8)
+        image = augment.color_jitter(image, self.jitter, self.hue, probability=0.8)
         image = augment.gaussian_blur(image, self.blur)
         out = student(image)
         how = {"pixel_weight": weight, "align_corners": self.align_corners}
-        terms = {"mix": self.weight * losses.cross_entropy(out["out"], label, **how)}
-        if "aux" in out:
-            aux = losses.cross_entropy(out["aux"], label, **how)
-            terms["mix_aux"] = self.weight * self.lambda_seg * aux
-        return terms
-
-
-def half_of_classes(label: torch.Tensor) -> torch.Tensor:
-    """Choose ceil(n / 2) of the n classes present in each label at random.
-
-    Args:
-        label: uint8 [N,H,W], 255 = ignore, which is never chosen.
-
-    Returns:
-        bool [N,256]: the ids chosen.
-    """
-    present = torch.stack([torch.bincount(one.flatten(), minlength=256) for one in label]) > 0
-    present[:, 255] = False
-    draw = torch.rand(present.shape).to(label.device).masked_fill(~present, 2.0)
-    rank = draw.argsort(1).argsort(1)
-    wanted = (present.sum(1, keepdim=True) + 1) // 2
-    return rank < wanted
-
-
-def half_area_boxes(n: int, height: int, width: int) -> torch.Tensor:
-    """Draw a box of half the image's area, of random shape and place, for each image.
-
-    Returns:
-        int64 [N,1,4]: x0, y0, x1, y1 in pixels, half open.
-
-    Source: CutMix-Seg (French et al. 2020), section 3.3: proportion 0.5, the height's share
-    uniform in log scale between the proportion and 1.
-    """
-    share, x, y = torch.rand(3, n)
-    tall = 0.5 ** (1 - share)
-    box_h, box_w = (tall * height).round(), (0.5 / tall * width).round()
-    x0, y0 = (x * (width - box_w + 1)).floor(), (y * (height - box_h + 1)).floor()
-    return torch.stack([x0, y0, x0 + box_w, y0 + box_h], 1).long().unsqueeze(1)
+        terms = losses.segmentation(out, label, self.lambda_seg, "mix", **how)
+        return {name: self.weight * term for name, term in terms.items()}
 
 
 class AdaBN(Method):
@@ -319,16 +298,19 @@ class AdaBN(Method):
     gradient; the baseline that any gain of another method should be held against.
     """
 
+    def check(self, model: nn.Module) -> None:
+        """Raise UserError for a model without batch normalisation."""
+        if not self._norms(model):
+            raise UserError("--method adabn: this model has no batch normalisation")
+
+    @staticmethod
+    def _norms(model: nn.Module) -> list[nn.Module]:
+        return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
     @torch.no_grad()
     def finish(self, model: nn.Module, batches: Iterable[torch.Tensor]) -> bool:
-        """Replace the running statistics.
-
-        Raises:
-            UserError: the model has no batch normalisation.
-        """
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not norms:
-            raise UserError("--method adabn: this model has no batch normalisation")
+        """Replace the running statistics."""
+        norms = self._norms(model)
         kept = [norm.momentum for norm in norms]
         model.eval()
         for norm in norms:

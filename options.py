@@ -7,10 +7,16 @@ parses with `parse`. Nothing here imports torch: ``--help`` must be instant.
 import argparse
 import contextlib
 import sys
+from collections.abc import Callable
 
 from errors import UserError
 from recipes import RECIPES
 
+# what belongs to one model and not to another
+MODEL_OPTIONS = (
+    *("backbone", "multi_level", "aspp_dilations", "style", "norm", "width", "output_stride"),
+    "weights",
+)
 BOOLEAN = argparse.BooleanOptionalAction  # --flag and --no-flag
 
 
@@ -29,35 +35,53 @@ def parser(description: str) -> Parser:
 def parse(parser: Parser, argv: list[str] | None, default_recipe: str | None = None):
     """Parse the command line, the recipe's values standing in for what was not given.
 
+    Options of the recipe's model are left out when another --model is given. A script that trains
+    on one dataset trains on the recipe's target: the oracle, unless --dataset says otherwise.
+
     Args:
         parser: with `add_recipe` among its groups.
         argv: the words of the command line, None for the process's own.
         default_recipe: the recipe when none is named and no data is given.
     """
     argv = sys.argv[1:] if argv is None else argv
-    # Every value that was given wins over the recipe, so the recipe only moves the defaults.
     named = parser.parse_args(argv)
     recipe = named.recipe
     if recipe is None and default_recipe and named.data_dir is None:
         recipe = default_recipe
-    if recipe is not None:
-        known = vars(named)
-        values = {key: value for key, value in RECIPES[recipe].items() if key in known}
-        repeated = {"source", "source_set"} & set(values)  # a default would be appended to
-        parser.set_defaults(recipe=recipe, **{k: values[k] for k in values.keys() - repeated})
-        named = parser.parse_args(argv)
-        for key in repeated:
-            if getattr(named, key) is None:
-                setattr(named, key, values[key])
-        shown = " ".join(f"--{key.replace('_', '-')} {_shown(v)}" for key, v in values.items())
-        print(f"recipe {recipe}: {shown}", flush=True)
+    if recipe is None:
+        return named
+    values = dict(RECIPES[recipe])
+    values["dataset"] = values["target"]
+    parser.set_defaults(model=None)
+    if parser.parse_args(argv).model not in (None, values["model"]):
+        for key in MODEL_OPTIONS:
+            values.pop(key, None)
+    values = {key: value for key, value in values.items() if key in vars(named)}
+    # Every value that was given wins over the recipe, so the recipe only moves the defaults; the
+    # default of a repeatable flag would be appended to.
+    repeated = {"source", "source_set"} & values.keys()
+    parser.set_defaults(recipe=recipe, **{k: values[k] for k in values.keys() - repeated})
+    named = parser.parse_args(argv)
+    for key in repeated:
+        if getattr(named, key) is None:
+            setattr(named, key, values[key])
+    words = (_flag(key, getattr(named, key)) for key in values)
+    print(f"recipe {recipe}: {' '.join(filter(None, words))}", flush=True)
     return named
 
 
-def _shown(value) -> str:
+def _flag(key: str, value: object) -> str:
+    """Return an option as it is given on the command line, nothing for None."""
+    name = key.replace("_", "-")
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"--{name} {','.join(map(str, value))}"
+    if key in ("source", "source_set"):
+        return " ".join(f"--{name} {one}" for one in value)
+    return f"--{name} {' '.join(value) if isinstance(value, list) else value}"
 
 
 def width_height(text: str) -> tuple[int, int]:
@@ -68,7 +92,7 @@ def width_height(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def numbers(kind: type) -> callable:
+def numbers(kind: type) -> Callable:
     """Return a parser of comma-separated numbers of one kind."""
 
     def parse_numbers(text: str) -> tuple:
@@ -81,7 +105,7 @@ def numbers(kind: type) -> callable:
     return parse_numbers
 
 
-def at_least(low: float, kind: type = int) -> callable:
+def at_least(low: float, kind: type = int) -> Callable:
     """Return a parser of one number that is not below `low`."""
 
     def parse_number(text: str):
@@ -96,6 +120,26 @@ def at_least(low: float, kind: type = int) -> callable:
     return parse_number
 
 
+def between(low: float, high: float) -> Callable:
+    """Return a parser of one number within `low` and `high`, both allowed."""
+
+    def parse_number(text: str) -> float:
+        value = at_least(low, float)(text)
+        if value > high:
+            raise argparse.ArgumentTypeError(f"expected {low} to {high}: {text!r}")
+        return value
+
+    return parse_number
+
+
+def scale_range(text: str) -> tuple[float, float]:
+    """Parse `LOW,HIGH`, two factors above 0."""
+    factors = numbers(float)(text)
+    if len(factors) != 2 or not 0 < factors[0] <= factors[1] < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected LOW,HIGH, 0 < LOW <= HIGH: {text!r}")
+    return factors
+
+
 def add_model(parser: Parser, default: str | None = "deeplabv2") -> None:
     """Add what describes a network. Options left out take the model's own default."""
     group = parser.add_argument_group("model")
@@ -108,7 +152,7 @@ def add_model(parser: Parser, default: str | None = "deeplabv2") -> None:
     )
     group.add_argument("--aspp-dilations", type=numbers(int), metavar="D,D,...")
     group.add_argument("--style", help="deeplabv2: caffe (AdaptSegNet's) or torchvision")
-    group.add_argument("--norm", help="compact: group or batch")
+    group.add_argument("--norm", help="compact, deeplabv3plus: group or batch")
     group.add_argument("--width", type=at_least(1), help="channels of the head or network")
     group.add_argument("--output-stride", type=at_least(1), help="deeplabv3plus: 16 or 8")
 
@@ -210,7 +254,7 @@ def add_training(parser: Parser) -> None:
     group.add_argument(
         "--random-scale",
         nargs="?",
-        type=numbers(float),
+        type=scale_range,
         const=(0.5, 1.5),
         default=(1.0, 1.0),
         metavar="LOW,HIGH",
@@ -220,7 +264,7 @@ def add_training(parser: Parser) -> None:
         type=at_least(0, float),
         default=0.0,
         metavar="S",
-        help="brightness, contrast, saturation within 1 -+ S, hue within -+ S/2 turns of pi",
+        help="brightness, contrast, saturation within 1 -+ S, hue within -+ S/4 turns",
     )
 
 
@@ -240,14 +284,7 @@ def add_data(parser: Parser, split: str | None = None) -> None:
     group.add_argument(
         "--set", default=split, help=f"split; default: {split or 'the one validated on, else val'}"
     )
-    group.add_argument(
-        "--data-option",
-        action="append",
-        type=key_value,
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of the dataset's own, for instance label_kind=trainIds; repeatable",
-    )
+    add_data_option(group, "--data-option")
     group.add_argument(
         "--input-size",
         type=width_height,
@@ -255,6 +292,18 @@ def add_data(parser: Parser, split: str | None = None) -> None:
         help="images are resized to it; default: the checkpoint's, else the files' own",
     )
     group.add_argument("--batch-size", type=at_least(1), default=1)
+
+
+def add_data_option(group: argparse._ArgumentGroup, flag: str) -> None:
+    """Add a repeatable flag for the options that only one dataset has."""
+    group.add_argument(
+        flag,
+        action="append",
+        type=key_value,
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the dataset's own, for instance domain=urban; repeatable",
+    )
 
 
 def data_values(args: argparse.Namespace) -> dict:

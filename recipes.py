@@ -11,6 +11,7 @@ _ADAPTSEGNET = {
     "model": "deeplabv2",
     "backbone": "resnet101",
     "aspp_dilations": (6, 12),
+    "weights": "imagenet",  # of the Caffe style: give the file
     "align_corners": True,
     "batch_size": 1,
     "num_steps": 250_000,
@@ -56,6 +57,7 @@ _CAMVID = {
     "mix": "class",
 }
 RECIPES = {
+    # The paper's weights. AdaptSegNet's README asks for 0.00005 and 0.0005 since torch 0.4.
     "adaptsegnet-multi": {
         **_ADAPTSEGNET,
         "multi_level": True,
@@ -87,6 +89,7 @@ RECIPES = {
         "mix_threshold": 0.968,
         "lambda_mix": 1.0,
         "mix_jitter": 0.25,
+        "mix_hue": 0.25,
         "mix_blur": 0.5,
     },
     "camvid": _CAMVID,
@@ -109,17 +112,12 @@ RECIPES = {
         "adapt_from": 150,
         "save_pred_every": 150,
         "num_workers": 0,
-        "method": ["adversarial", "mix"],
+        "method": ["adversarial"],
         "learning_rate_D": 1e-3,
         "precision": "fp32",
         "class_balance": True,
         "discriminator_width": 32,
-        "discriminator_at": "output",
         "lambda_adv_target2": 0.01,
-        "mix": "class",
-        "teacher_momentum": 0.98,
-        "mix_threshold": 0.9,
-        "mix_jitter": 0.25,
         "baseline": True,
     },
 }

@@ -1,5 +1,6 @@
 """One training run: its folder, log, checkpoints, signals and steps."""
 
+import contextlib
 import fcntl
 import json
 import math
@@ -10,8 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import models
@@ -28,6 +31,21 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def describe(
+    val: Dataset, input_size: tuple[int, int], align_corners: bool, precision: str
+) -> dict[str, Any]:
+    """Return what a published checkpoint says beside its network: how it was scored, on what."""
+    return {
+        "dataset": val.name,
+        "classes": val.class_names,
+        "palette": val.palette,
+        "data": val.arguments,
+        "input_size": input_size,
+        "align_corners": align_corners,
+        "precision": precision,
+    }
+
+
 class Run:
     """One training run in one snapshot folder: its lock, log, checkpoints, signals and steps.
 
@@ -38,7 +56,7 @@ class Run:
         folder: snapshot folder, made if absent.
         name: prefix of the published checkpoints, the source's name.
         options: plain values; those not in `FREE` must be equal for a run to be resumed.
-        meta: what a published checkpoint says beside the model (dataset, classes, palette, ...).
+        meta: what a published checkpoint says beside the model; see `describe`.
 
     Raises:
         UserError: the folder cannot be written or another run holds it.
@@ -47,7 +65,7 @@ class Run:
     # options that change no number of the run
     FREE = frozenset(
         {"snapshot_dir", "device", "num_workers", "loader_timeout", "print_every", "tensorboard"}
-        | {"save_pred_every", "num_steps_stop", "data_dir", "data_dir_target"}
+        | {"save_pred_every", "num_steps_stop", "data_dir", "data_dir_target", "baseline", "recipe"}
     )
 
     def __init__(self, folder: str | Path, name: str, options: dict, meta: dict):
@@ -94,19 +112,27 @@ class Run:
         if not path.exists():
             return 0
         saved = models.read_weights_file(path)
+        if not isinstance(saved, dict) or not {"state", "options", "step"} <= saved.keys():
+            raise UserError(f"{path} is not a run of ours to resume")
+        if saved.get("format") != FORMAT:
+            raise UserError(f"{path} is of format {saved.get('format')}; this is {FORMAT}")
         theirs = saved["options"]
         changed = [
-            f"--{key.replace('_', '-')} {theirs.get(key)} -> {value}"
+            f"--{key.replace('_', '-')} {theirs[key]} -> {value}"
             for key, value in self.options.items()
-            if key not in self.FREE and theirs.get(key) != value
+            if key not in self.FREE and key in theirs and theirs[key] != value
         ]
         if changed:
             raise UserError(
                 f"{path} was made with other options ({'; '.join(changed)}): "
                 "give the same ones to resume, or another --snapshot-dir"
             )
-        for key, item in state.items():
-            item.load_state_dict(saved["state"][key])
+        try:
+            for key, item in state.items():
+                item.load_state_dict(saved["state"][key])
+        except (KeyError, RuntimeError, ValueError) as error:
+            cause = str(error).splitlines()[0]
+            raise UserError(f"{path} does not fit this run's networks: {cause}") from error
         self.best, self.last, self.step = saved["best"], saved["last"], saved["step"]
         self._cut_log(self.step)
         print(f"resuming {path} at step {self.step}", flush=True)
@@ -116,17 +142,22 @@ class Run:
         """Drop the log lines of steps that will be done again."""
         log = self.folder / "log.jsonl"
         if log.exists():
-            lines = log.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line).get("step", 0) <= step]
+            kept = []
+            for line in log.read_text().splitlines(keepends=True):
+                with contextlib.suppress(json.JSONDecodeError):  # torn by a kill
+                    if json.loads(line).get("step", 0) <= step:
+                        kept.append(line)
             write_text(log, "".join(kept))
 
     def save(self, state: dict) -> None:
         """Write `last.pth`: the state_dict of every object of `state`, and where the run is.
 
         Raises:
-            UserError: a loss since the last look was not finite, or the file cannot be written.
+            UserError: a loss since the last look or a weight is not finite, or the file cannot be
+                written. The old file is untouched.
         """
         self._read_terms(self._terms)
+        self._refuse_not_finite(state["model"])
         value = {
             "format": FORMAT,
             "state": {key: item.state_dict() for key, item in state.items()},
@@ -143,9 +174,7 @@ class Run:
         Raises:
             UserError: a parameter or buffer is not finite; nothing is written.
         """
-        for key, value in model.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise UserError(f"step {self.step}: {key} is not finite; no checkpoint is written")
+        self._refuse_not_finite(model)
         path = self.folder / f"{self.name}_{suffix}.pth"
         checkpoint = {
             "format": FORMAT,
@@ -158,6 +187,11 @@ class Run:
         }
         save_atomic(checkpoint, path)
         return path
+
+    def _refuse_not_finite(self, model: torch.nn.Module) -> None:
+        for key, value in model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise UserError(f"step {self.step}: {key} is not finite; no checkpoint is written")
 
     def scored(self, model: torch.nn.Module, score: dict) -> None:
         """Record a validation and publish the model, as best too when it is."""
@@ -183,6 +217,7 @@ class Run:
             if number == signal.SIGINT and self.stopped is not None:
                 raise KeyboardInterrupt
             self.stopped = 130 if number == signal.SIGINT else EXIT_PREEMPTED
+            say("stopping after this step; Ctrl-C again stops at once")
 
         handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
         before = {number: signal.signal(number, ask) for number in handled}
@@ -198,17 +233,22 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def record(self, terms: dict[str, torch.Tensor]) -> None:
-        """Keep this step's loss terms; they are read once an interval (`flush`).
+    def record(self, terms: dict[str, torch.Tensor], share: float = 1.0) -> None:
+        """Keep a batch's loss terms; they are read once an interval (`flush`).
+
+        Args:
+            terms: name -> scalar, on any device.
+            share: of the step that the batch is; a step's terms are added up.
 
         Raises:
             UserError: a term on the CPU is not finite. On a GPU, where looking would make the host
                 wait, this is found by the next `flush` or `save`.
         """
-        if self._terms and self._terms[-1][0] == self.step:
-            self._terms[-1][1].update(terms)
-        else:
-            self._terms.append((self.step, dict(terms)))
+        if not self._terms or self._terms[-1][0] != self.step:
+            self._terms.append((self.step, {}))
+        kept = self._terms[-1][1]
+        for name, value in terms.items():
+            kept[name] = kept.get(name, 0.0) + share * value.detach()
         if all(value.device.type == "cpu" for value in terms.values()):
             self._read_terms(self._terms[-1:])
 
@@ -219,27 +259,40 @@ class Run:
             for name, term in terms.items():
                 value = term.item()
                 if not math.isfinite(value):
-                    raise UserError(
-                        f"step {step}: loss term {name} is {value}; "
-                        f"the last good checkpoint is kept in {self.folder}"
-                    )
+                    raise UserError(f"step {step}: loss term {name} is {value}; {self._kept()}")
                 values.setdefault(name, []).append(value)
         return {name: sum(seen) / len(seen) for name, seen in values.items()}
 
-    def flush(self, rate: float) -> None:
+    def _kept(self) -> str:
+        path = self.folder / "last.pth"
+        return f"{path} is as it was" if path.exists() else "no checkpoint had been written"
+
+    def stop_here(self, state: dict) -> None:
+        """Save, say how to go on, and exit with the status that the signal asked for."""
+        self.save(state)
+        self.flush()
+        say(f"stopped after step {self.step}; the same command resumes")
+        sys.exit(self.stopped)
+
+    def flush(self, rate: float | None = None) -> None:
         """Read the terms kept since the last flush, log their means, and print them as a line.
+
+        Args:
+            rate: the schedule's factor of the learning rate, to log.
 
         Raises:
             UserError: a term is NaN or infinite; says which, and at which step.
         """
+        if not self._terms:
+            return
         means = self._read_terms(self._terms)
         now = time.monotonic()
         steps_per_second = len(self._terms) / max(now - self._flushed, 1e-9)
         self._terms, self._flushed = [], now
         entry = {"step": self.step, "rate": rate, "steps_per_second": round(steps_per_second, 3)}
-        self.write_log({**entry, **means})
+        self.write_log({**{k: v for k, v in entry.items() if v is not None}, **means})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        say(f"step {self.step}  {shown}  rate {rate:.3f}  {steps_per_second:.2f} steps/s")
+        say(f"step {self.step}  {shown}  {steps_per_second:.2f} steps/s")
 
     def open_board(self) -> None:
         """Write scalars for TensorBoard too.

@@ -15,14 +15,13 @@ The same command again resumes. docs/experiments.md has a command for every expe
 import copy
 import functools
 import json
-import sys
 
 import engine
 import methods
 import options
 from checkpoint import write_text
 from errors import UserError
-from run import Run
+from run import Run, describe
 
 
 def parse_args(argv: list[str] | None = None):
@@ -34,10 +33,12 @@ def parse_args(argv: list[str] | None = None):
     group.add_argument("--data-dir", action="append", metavar="DIR", help="one for each --source")
     group.add_argument("--data-list", action="append", metavar="FILE", help="one for each, or none")
     group.add_argument("--source-set", action="append", metavar="SPLIT", help="default: train")
+    options.add_data_option(group, "--source-option")
     group.add_argument("--target", default="cityscapes", metavar="NAME")
     group.add_argument("--data-dir-target", metavar="DIR", help="default: the first --data-dir")
     group.add_argument("--data-list-target", metavar="FILE")
     group.add_argument("--set", default="train", help="the target's split; default %(default)s")
+    options.add_data_option(group, "--target-option")
     group.add_argument("--num-images", type=options.at_least(1), help="of the target, at random")
     size = options.width_height
     group.add_argument("--input-size", type=size, default=(1280, 720), metavar="W,H")
@@ -55,7 +56,9 @@ def parse_args(argv: list[str] | None = None):
         metavar="STEP",
         help="train on the source alone before; default %(default)s",
     )
-    group.add_argument("--teacher-momentum", type=float, default=0.99, help="of its average")
+    group.add_argument(
+        "--teacher-momentum", type=options.between(0, 1), default=0.99, help="of its average"
+    )
     group.add_argument(
         "--control",
         action="store_true",
@@ -103,41 +106,43 @@ def open_data(args) -> dict:
         raise UserError(
             f"{len(names)} --source need as many --data-dir, --data-list and --source-set, or one"
         )
-    seed, size_target = args.random_seed, args.input_size_target or args.input_size
-    style = {"style": "source"} if names[0] == "streets" else {}
-    source = [
-        build_dataset(
-            name, folder, split=split, list_file=listed, size=args.input_size, seed=seed, **style
-        )
-        for name, folder, listed, split in zip(names, *each, strict=True)
-    ]
-    style = {"style": "target"} if args.target == "streets" else {}
-    folder = args.data_dir_target or folders[0]
+    source = engine.join_datasets(
+        [
+            build_dataset(
+                name,
+                None if name == "streets" else folder,
+                split=split,
+                list_file=listed,
+                size=args.input_size,
+                seed=args.random_seed,
+                **own_options(name, "source", args.source_option),
+            )
+            for name, folder, listed, split in zip(names, *each, strict=True)
+        ]
+    )
+    folder = None if args.target == "streets" else args.data_dir_target or folders[0]
+    how = {"size": args.input_size_target or args.input_size, "seed": args.random_seed}
+    how |= own_options(args.target, "target", args.target_option)
     target = build_dataset(
         args.target,
         folder,
         split=args.set,
         list_file=args.data_list_target,
-        size=size_target,
         labelled=False,
         num_images=args.num_images,
-        seed=seed,
-        **style,
+        **how,
     )
     val = build_dataset(
-        args.target,
-        folder,
-        split=args.val_set,
-        list_file=args.val_list,
-        size=size_target,
-        resize_label=False,
-        seed=seed,
-        **style,
+        args.target, folder, split=args.val_set, list_file=args.val_list, resize_label=False, **how
     )
-    source = engine.join_datasets(source)
     if source.class_names != val.class_names:
         raise UserError(f"{source.name} and {val.name} have different classes")
     return {"source": source, "target": target, "val": val}
+
+
+def own_options(name: str, domain: str, given: list[tuple]) -> dict:
+    """Return the options of a dataset's own; the streets have a style for either domain."""
+    return {**({"style": domain} if name == "streets" else {}), **dict(given)}
 
 
 def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
@@ -180,17 +185,13 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     adapting = methods.build_methods(method_names, values).to(device)
     needs = frozenset().union(*(method.needs for method in adapting.values()))
     teacher = copy.deepcopy(model).requires_grad_(False) if "teacher_out" in needs else None
-    class_weight = engine.class_weights(source).to(device) if args.class_balance else None
+    for method in adapting.values():
+        method.check(model)
+    class_weight = None
+    if args.class_balance:
+        class_weight = engine.class_weights(source, **loading).to(device)
 
-    meta = {
-        "dataset": val.name,
-        "classes": source.class_names,
-        "palette": source.palette,
-        "data": val.arguments,
-        "input_size": args.input_size_target or args.input_size,
-        "align_corners": args.align_corners,
-        "precision": precision,
-    }
+    meta = describe(val, args.input_size_target or args.input_size, args.align_corners, precision)
     plain = {**vars(args), "method": method_names, "precision": precision}
     run = Run(folder, source.name, plain, meta)
     state = {"model": model, "optimizer": optimizer, "methods": adapting}
@@ -217,27 +218,25 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     )
     next_target = engine.step_batches(target, args.batch_size, start=first_target, **batches)
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
+    how = {"class_weight": class_weight, "align_corners": args.align_corners}
+    weight = 0.0 if args.control else 1.0
 
     for step in run.steps(stop, args.random_seed):
         rate = engine.poly_rate(step, args.num_steps, args.power, args.warmup_steps)
         engine.set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
         adapt = bool(needs) and step >= args.adapt_from
-        terms = {}
         if adapt and teacher is not None:
             engine.update_teacher(teacher, model, args.teacher_momentum, step - args.adapt_from)
         for _ in range(args.iter_size):
             batch = next(next_source)
             images, label = augment.warp(batch["image"], batch["label"], **crop)
-            images = augment.color_jitter(images, args.color_jitter)
+            images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
             out = student(images)
-            how = {"class_weight": class_weight, "align_corners": args.align_corners}
-            terms["seg"] = loss = losses.cross_entropy(out["out"], label, **how)
-            if multi_level:
-                terms["seg_aux"] = losses.cross_entropy(out["aux"], label, **how)
-                loss = loss + args.lambda_seg * terms["seg_aux"]
+            terms = losses.segmentation(out, label, args.lambda_seg, **how)
             # the source's graph is freed before the target's is built: the lowest peak of memory
-            (loss / args.iter_size).backward()
+            (sum(terms.values()) / args.iter_size).backward()
+            run.record(terms, 1 / args.iter_size)
             if not adapt:
                 continue
             target_images, _ = augment.warp(next(next_target)["image"], **crop)
@@ -253,30 +252,25 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
                 with torch.no_grad(), engine.autocast(precision, device):
                     normalised = models.normalise(target_images, model.normalisation)
                     batch["teacher_out"] = teacher(normalised, aux=False)
-            added = {}
+            terms = {}
             for method in adapting.values():
-                added |= method(batch, student)
-            if added:
-                weight = 0.0 if args.control else 1.0
-                (weight * sum(added.values()) / args.iter_size).backward()
-            terms |= added
-        run.record({name: value.detach() for name, value in terms.items()})
+                terms |= method(batch, student)
+            (weight * sum(terms.values()) / args.iter_size).backward()
+            run.record(terms, 1 / args.iter_size)
         optimizer.step()
         for method in adapting.values() if adapt else ():
             run.record(method.after_step(rate))
 
-        done = run.step
-        if done % args.print_every == 0 or done == stop:
+        if run.step % args.print_every == 0 or run.step == stop:
             run.flush(rate)
-        if done % args.save_pred_every == 0 or done == stop:
+        if run.step % args.save_pred_every == 0 or run.step == stop:
             run.scored(model, validate())
             run.save(state)
 
     if run.stopped is not None:
-        run.save(state)
-        print(f"stopped after step {run.step}; the same command resumes", flush=True)
-        sys.exit(run.stopped)
-
+        run.stop_here(state)
+    if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
+        run.scored(model, validate())
     score = {"last": run.last, "best": run.best}
     loader = engine.make_loader(target, batch_size=args.batch_size, **loading)
     images = (models.normalise(b["image"].to(device), model.normalisation) for b in loader)

@@ -1,20 +1,20 @@
 """Train a segmentation network on labelled images of one domain: source only, or an oracle.
 
-    python train_seg.py --dataset cityscapes --data-dir data/Cityscapes --weights imagenet \\
-        --snapshot-dir snapshots/cityscapes_seg
+    python train_seg.py --dataset cityscapes --data-dir data/Cityscapes --style torchvision \\
+        --weights imagenet --snapshot-dir snapshots/cityscapes_seg
     python train_seg.py --recipe camvid --dataset camvid --data-dir data/CamVid \\
         --set day_train --val-set day_val --snapshot-dir snapshots/day
 
-The same command again resumes. Options as in train_da.py, without the target.
+The same command again resumes. Options as in train_da.py, without the target. A recipe's dataset
+is its target, for the oracle, unless --dataset says otherwise.
 """
 
 import json
-import sys
 
 import engine
 import options
 from checkpoint import write_text
-from run import Run
+from run import Run, describe
 
 
 def parse_args(argv: list[str] | None = None):
@@ -29,6 +29,7 @@ def parse_args(argv: list[str] | None = None):
     group.add_argument("--num-images", type=options.at_least(1), help="use N of them, at random")
     size = options.width_height
     group.add_argument("--input-size", type=size, default=(1024, 512), metavar="W,H")
+    options.add_data_option(group, "--data-option")
     options.add_validation(parser)
     options.add_model(parser)
     options.add_training(parser)
@@ -47,7 +48,7 @@ def main(args) -> None:
     device = engine.pick_device(args.device)
     precision = engine.pick_precision(args.precision, device)
     loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
-    where = {"size": args.input_size, "seed": args.random_seed}
+    where = {"size": args.input_size, "seed": args.random_seed, **dict(args.data_option)}
     train_set = build_dataset(
         args.dataset,
         args.data_dir,
@@ -79,21 +80,19 @@ def main(args) -> None:
         momentum=args.momentum,
         weight_decay=args.weight_decay,
     )
-    class_weight = engine.class_weights(train_set).to(device) if args.class_balance else None
-    meta = {
-        "dataset": val.name,
-        "classes": val.class_names,
-        "palette": val.palette,
-        "data": val.arguments,
-        "input_size": args.input_size,
-        "align_corners": args.align_corners,
-        "precision": precision,
-    }
+    class_weight = None
+    if args.class_balance:
+        class_weight = engine.class_weights(train_set, **loading).to(device)
+    meta = describe(val, args.input_size, args.align_corners, precision)
     run = Run(args.snapshot_dir, val.name, {**vars(args), "precision": precision}, meta)
     state = {"model": model, "optimizer": optimizer}
     start = run.resume(state)
     if args.tensorboard:
         run.open_board()
+
+    def validate() -> dict:
+        how = {"precision": precision, "align_corners": args.align_corners}
+        return inference.validate(model, val, **how, **loading)
 
     crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
     how = {"class_weight": class_weight, "align_corners": args.align_corners}
@@ -113,31 +112,24 @@ def main(args) -> None:
         for _ in range(args.iter_size):
             batch = next(batches)
             images, label = augment.warp(batch["image"], batch["label"], **crop)
-            images = augment.color_jitter(images, args.color_jitter)
+            images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
             with engine.autocast(precision, device):
                 out = model(models.normalise(images, model.normalisation))
-            terms = {"seg": losses.cross_entropy(out["out"], label, **how)}
-            loss = terms["seg"]
-            if "aux" in out:
-                terms["seg_aux"] = losses.cross_entropy(out["aux"], label, **how)
-                loss = loss + args.lambda_seg * terms["seg_aux"]
-            (loss / args.iter_size).backward()
-        run.record({name: value.detach() for name, value in terms.items()})
+            terms = losses.segmentation(out, label, args.lambda_seg, **how)
+            (sum(terms.values()) / args.iter_size).backward()
+            run.record(terms, 1 / args.iter_size)
         optimizer.step()
 
         if run.step % args.print_every == 0 or run.step == stop:
             run.flush(rate)
         if run.step % args.save_pred_every == 0 or run.step == stop:
-            score = inference.validate(
-                model, val, precision=precision, align_corners=args.align_corners, **loading
-            )
-            run.scored(model, score)
+            run.scored(model, validate())
             run.save(state)
 
     if run.stopped is not None:
-        run.save(state)
-        print(f"stopped after step {run.step}; the same command resumes", flush=True)
-        sys.exit(run.stopped)
+        run.stop_here(state)
+    if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
+        run.scored(model, validate())
     result = {"last": run.last, "best": run.best}
     write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")
     best = f"best {run.best['miou']:.2f} (step {run.best['step']}, chosen on the same images)"

@@ -58,16 +58,16 @@ def test_a_crop_larger_than_the_image_is_an_error():
 def test_jitter_of_grey_keeps_it_grey_and_zero_strength_is_the_identity():
     torch.manual_seed(0)
     grey = (torch.rand(4, 1, 6, 6) * 200).expand(-1, 3, -1, -1)
-    changed = augment.color_jitter(grey, 0.4)
+    changed = augment.color_jitter(grey, 0.4, 0.1)
     torch.testing.assert_close(changed[:, 0], changed[:, 1], atol=0.3, rtol=0)
     assert (changed - grey).abs().amax((1, 2, 3)).min() > 0.5
-    assert torch.equal(augment.color_jitter(grey, 0.0), grey)
+    assert torch.equal(augment.color_jitter(grey, 0.0, 0.0), grey)
 
 
 def test_jitter_stays_in_range_and_leaves_the_share_it_should():
     torch.manual_seed(0)
     images = torch.rand(200, 3, 4, 4) * 255
-    changed = augment.color_jitter(images, 0.5, probability=0.25)
+    changed = augment.color_jitter(images, 0.5, 0.1, probability=0.25)
     assert changed.min() >= 0
     assert changed.max() <= 255
     same = (changed == images).flatten(1).all(1).float().mean().item()
@@ -92,3 +92,21 @@ def test_blur_equals_a_kernel_worked_by_hand():
     total = 1 + 2 * side + 2 * torch.exp(torch.tensor(-8.0))
     assert blurred[0, 0, 4, 4].item() == pytest.approx((1 / total**2).item(), rel=1e-5)
     assert blurred[0, 0, 4, 5].item() == pytest.approx((side / total**2).item(), rel=1e-5)
+
+
+def test_half_a_turn_of_hue_makes_the_complement():
+    """Half a turn mirrors the colour at grey of the same luminance: x -> 2 luma - x."""
+    torch.manual_seed(0)
+    images = 100 + torch.rand(64, 3, 2, 2) * 50
+    luma = (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    turned = augment.color_jitter(images, 0.0, 0.5)
+    away = (turned - (2 * luma - images)).abs().amax((1, 2, 3))
+    back = (turned - images).abs().amax((1, 2, 3))
+    assert away.min() < 4  # some draw comes close to half a turn, some to none
+    assert back.min() < 4
+    torch.testing.assert_close(
+        (turned * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True),
+        luma,
+        atol=0.1,
+        rtol=0,
+    )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import augment
 import engine
 import losses
 import methods
@@ -31,6 +32,7 @@ VALUES = {
     "lambda_mix": 2.0,
     "mix_threshold": 0.9,
     "mix_jitter": 0.0,
+    "mix_hue": 0.0,
     "mix_blur": 0.0,
 }
 SIZE = (32, 48)
@@ -164,7 +166,7 @@ def test_half_of_the_classes_present_rounded_up_never_the_ignored():
     drawn = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        chosen = methods.half_of_classes(label)
+        chosen = augment.half_of_classes(label)
         assert chosen.shape == (2, 256)
         first = tuple(chosen[0].nonzero().flatten().tolist())
         assert len(first) == 2
@@ -175,7 +177,7 @@ def test_half_of_the_classes_present_rounded_up_never_the_ignored():
 
 def test_half_area_boxes_lie_inside_and_cover_half():
     torch.manual_seed(0)
-    boxes = methods.half_area_boxes(500, 60, 80)[:, 0]
+    boxes = augment.half_area_boxes(500, 60, 80)[:, 0]
     x0, y0, x1, y1 = boxes.unbind(1)
     assert (x0 >= 0).all()
     assert (y0 >= 0).all()
@@ -199,7 +201,8 @@ def test_adabn_sets_the_statistics_of_the_target():
     assert model[0].momentum == 0.1
     assert not model.training
     with pytest.raises(UserError, match="no batch normalisation"):
-        methods.AdaBN().finish(nn.Sequential(nn.GroupNorm(1, 2)), batches)
+        methods.AdaBN().check(nn.Sequential(nn.GroupNorm(1, 2)))
+    methods.AdaBN().check(model)
 
 
 def test_teacher_moves_by_hand_buffers_included():
