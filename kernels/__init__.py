@@ -1,4 +1,6 @@
-"""Count, resize and mix label maps: six operations with C++ and CUDA implementations.
+"""Count, resize, mix and vote on label maps: five operations in C++ and CUDA.
+
+Mixing has two forms, `cutmix` and `classmix`; each is an operator of its own to the dispatcher.
 
 Schemas are declared here and plain-torch references registered for every device; importing this
 package compiles and loads the faster implementations (see `build`), which the dispatcher then
