@@ -53,6 +53,12 @@ def test_every_subject_prints_and_writes_its_rows(subject, tmp_path, capsys):
         assert row["ratio"] == pytest.approx(row["plain_ms"] / row["ours_ms"])
         assert len(row["round_ratios"]) == 2
     assert len({row["name"] for row in rows}) == len(rows)
+    if subject == "kernels":
+        operators = {row["name"].split()[0].rstrip(",") for row in rows}
+        assert operators == {
+            *("confusion_matrix", "argmax_upsample", "cutmix", "classmix"),
+            *("hard_vote", "confidence_histogram"),
+        }
     if subject == "evaluate":
         assert 0 < rows[0]["network_share"] < 1
         assert rows[0]["network_ms"] < 2 * rows[0]["ours_ms"]  # mean beside median

@@ -1,9 +1,9 @@
 """Check the kernels: numbers worked by hand, equality with the reference, builds that go wrong."""
 
 import itertools
-import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -585,20 +585,16 @@ def test_cache_in_a_temporary_folder_of_another_user_is_not_used(monkeypatch, tm
     assert build._cache_folders() == [Path("/dev/null/nowhere")]
 
 
-def test_benchmark_prints_and_writes_every_operation(tmp_path):
-    command = ["benchmark.py", "kernels", "--size", "96,64", "--repeats", "1"]
-    output, _ = finish(start([*command, "--json", str(tmp_path / "b.json")], dict(os.environ)))
-    rows = json.loads((tmp_path / "b.json").read_text())["kernels"]
-    names = {row["name"].split()[0].rstrip(",") for row in rows}
-    assert names == {name for name, _ in CALLS}
-    assert all(row["name"] in output and row["ours_ms"] > 0 for row in rows)
-
-
-def test_cuda_sources_compile(tmp_path):
+def test_nvcc_compiles_the_cuda_sources(tmp_path):
     """Compile for sm_80 and sm_90 against the torch named by SEGSHIFT_CUDA_TORCH (its folder)."""
     given = os.environ.get("SEGSHIFT_CUDA_TORCH")
     if not given and torch.version.cuda is None:
-        pytest.skip("this torch has no CUDA; SEGSHIFT_CUDA_TORCH does not name another")
+        pytest.skip(
+            "this torch has no CUDA headers: set SEGSHIFT_CUDA_TORCH to the folder of one that has"
+        )
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc on PATH")
+    assert sorted(build.SOURCES["cuda"]) == sorted(path.name for path in build.HERE.glob("*.cu"))
     include = Path(given or torch.__path__[0]) / "include"
     architectures = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90)]
     for source in build.SOURCES["cuda"]:
