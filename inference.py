@@ -4,6 +4,7 @@ Logits stay at the network's own resolution. They are resized and reduced to cla
 by `kernels.argmax_upsample`, so that no [N,C,H,W] tensor of the label's size ever exists.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,8 +59,8 @@ class Predictor:
         flip: bool = False,
         slide: tuple[int, int] | None = None,
     ) -> None:
-        if not scales or min(scales) <= 0:
-            raise UserError(f"scales must be above 0, given {','.join(map(str, scales))}")
+        if not scales or not all(0 < scale < math.inf for scale in scales):
+            raise UserError(f"scales must be above 0, finite, given {','.join(map(str, scales))}")
         if slide is not None and any(side < 32 or side % 32 for side in slide):
             raise UserError(f"a window's sides must be multiples of 32, given {slide}")
         self.model = model

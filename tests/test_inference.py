@@ -157,6 +157,8 @@ def test_windows_cover_the_grid_of_every_network(network):
     [
         ({"slide": (100, 96)}, "multiples of 32"),
         ({"scales": (1.0, 0.0)}, "above 0"),
+        ({"scales": (1.0, float("nan"))}, "above 0"),
+        ({"scales": (float("inf"),)}, "finite"),
         ({"scales": ()}, "above 0"),
     ],
 )
