@@ -9,11 +9,13 @@ How good they are, where true labels exist:
         --set train
 
 Each PNG holds train ids at the size of its image, 255 where the softmax maximum is below
---threshold. list.txt has a line `image label` for each, the label relative to --save; pseudo.json
-says how much of each class was kept. Both are written last: a folder without them is not finished.
+--threshold. list.txt has a line `image label` for each, the label relative to --save; it is written
+last: a folder without it is not finished. pseudo.json says how much of each class was kept, and
+that the folder is ours: without it no file that is there already is written over.
 """
 
 import json
+from pathlib import Path
 
 import engine
 import options
@@ -60,8 +62,14 @@ def main(args) -> None:
     )
     folder = writable_folder(args.save)
     labels = {name: f"{stem}.png" for name, stem in stems(dataset).items()}
-    for sign_of_success in ("list.txt", "pseudo.json"):
-        (folder / sign_of_success).unlink(missing_ok=True)
+    check_overwriting(folder, labels, dataset.root)
+    summary = {
+        "checkpoint": args.restore_from,
+        "threshold": args.threshold,
+        "images": len(dataset),
+    }
+    write_text(folder / "pseudo.json", json.dumps(summary, indent=1) + "\n")
+    (folder / "list.txt").unlink(missing_ok=True)
 
     # what was kept of what was predicted: a confusion of the predictions with themselves
     kept = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
@@ -84,18 +92,31 @@ def main(args) -> None:
 
     shares = kept.compute()
     kept_of_class = dict(zip(dataset.class_names, map(plain, shares["accuracy"]), strict=True))
-    summary = {
-        "checkpoint": args.restore_from,
-        "threshold": args.threshold,
-        "images": len(dataset),
-        "kept": shares["pixel_accuracy"],
-        "kept_of_class": kept_of_class,
-    }
-    write_text(folder / "list.txt", list_text(labels))
+    summary |= {"kept": shares["pixel_accuracy"], "kept_of_class": kept_of_class}
     write_text(folder / "pseudo.json", json.dumps(summary, indent=1) + "\n")
+    write_text(folder / "list.txt", list_text(labels))
     for name, share in kept_of_class.items():
         print(f"{name}\t{'never predicted' if share is None else f'{share:.2f} % kept'}")
     print(f"{len(dataset)} labels in {folder}, {summary['kept']:.2f} % of the pixels kept")
+
+
+def check_overwriting(folder: Path, labels: dict[str, str], root: Path) -> None:
+    """Check that no image, and no file of anyone else's, would be written over.
+
+    Args:
+        folder: where the labels go.
+        labels: image, relative to `root`, -> label, relative to `folder`.
+        root: of the images.
+
+    Raises:
+        UserError: names the first such file.
+    """
+    images = {(root / image).resolve() for image in labels}
+    ours = (folder / "pseudo.json").exists()
+    for name in ("list.txt", *labels.values()):
+        path = folder / name
+        if path.resolve() in images or (path.exists() and not ours):
+            raise UserError(f"{path} would be written over: give --save a folder of its own")
 
 
 def list_text(labels: dict[str, str]) -> str:

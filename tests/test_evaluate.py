@@ -296,6 +296,38 @@ def test_a_pseudo_label_run_that_fails_leaves_no_list(checkpoint, camvid, tmp_pa
         run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "pseudo", *on)
     assert not (tmp_path / "pseudo" / "list.txt").exists()
     assert not list((tmp_path / "pseudo").rglob("*.tmp"))
+    Image.new("RGB", (40, 24)).save(camvid / f"{FRAMES[2]}.png")
+    run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "pseudo", *on)
+    assert (tmp_path / "pseudo" / "list.txt").exists()
+
+
+def test_pseudo_labels_never_replace_images_labels_or_lists(checkpoint, camvid, tmp_path):
+    on = on_camvid(camvid, "--set", "val")
+
+    def refused(folder: Path, spared: str, *more):
+        before = (folder / spared).read_bytes()
+        with pytest.raises(UserError, match=f"{spared} would be written over"):
+            run_pseudo_label("--restore-from", checkpoint, "--save", folder, *on, *more)
+        assert (folder / spared).read_bytes() == before
+
+    link = tmp_path / "link"
+    link.symlink_to(camvid)
+    refused(camvid, f"{FRAMES[0]}.png")
+    refused(link, f"{FRAMES[0]}.png")
+    assert not (camvid / "pseudo.json").exists()
+    (camvid / "pseudo.json").touch()  # even where an earlier run has left its mark
+    refused(camvid, f"{FRAMES[0]}.png")
+
+    # true labels where the pseudo labels would go
+    jpeg, labels = camvid / "x.jpg", tmp_path / "labels"
+    Image.new("RGB", (40, 24)).save(jpeg)
+    write_label_png(labels / "x.png", np.zeros((24, 40), np.uint8))
+    (tmp_path / "one.txt").write_text("x.jpg x.png\n")
+    refused(labels, "x.png", "--data-list", tmp_path / "one.txt")
+
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.txt").write_text("mine\n")
+    refused(tmp_path / "lists", "list.txt")
 
 
 @pytest.fixture
