@@ -10,6 +10,8 @@ write them. A pixel of 255 abstains; the class with the most votes (weighted wit
 the lowest id in a tie.
 """
 
+from pathlib import Path
+
 from tqdm import tqdm
 
 import engine
@@ -42,6 +44,9 @@ def main(args) -> None:
         len(weights) != len(folders) or not 1e-30 <= min(weights) <= max(weights) <= 1e30
     ):
         raise UserError(f"--weights must be {len(folders)} numbers above 0, one for each folder")
+    for folder in folders:
+        if Path(args.save).resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"--save {args.save} lies in {folder}, which votes: give another")
     voters = predictions.same_names(folders)
     save = predictions.writable_folder(args.save)
     with predictions.Writers() as write:

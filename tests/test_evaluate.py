@@ -352,6 +352,16 @@ def test_ensemble_votes(voters, tmp_path):
     assert ids.tolist() == [[0, 1], [2, 4]]
 
 
+def test_a_vote_never_replaces_a_voter(voters, tmp_path):
+    before = (voters[1] / "x" / "1.png").read_bytes()
+    (tmp_path / "link").symlink_to(voters[1])
+    for save in (voters[1], tmp_path / "link", voters[0] / ".." / "b", voters[1] / "vote"):
+        with pytest.raises(UserError, match="b, which votes: give another"):
+            run_ensemble("--predictions", *voters, "--save", save)
+    assert (voters[1] / "x" / "1.png").read_bytes() == before
+    assert not (voters[1] / "vote").exists()
+
+
 # ------------------------------------------------------------------ mistakes: one line, exit 2
 
 
