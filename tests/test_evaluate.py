@@ -411,12 +411,29 @@ def test_checkpoints_that_cannot_be_used(checkpoint, camvid, tmp_path):
     assert not (tmp_path / "ran").exists()
     torch.save({"something": 1}, bad)
     refused("not a segshift checkpoint")
+    torch.save({**saved, "arch": "resnet50"}, bad)
+    refused(r"not a segshift checkpoint \(arch missing or wrong\)")
+    torch.save({**saved, "arch": {"name": "compact"}}, bad)
+    refused(r"not a segshift checkpoint \(arch missing or wrong\)")
+    torch.save({key: saved[key] for key in ("model", "arch")}, bad)
+    refused(r"\(format, normalisation, classes missing or wrong\)")
+    torch.save({**saved, "format": FORMAT + 1}, bad)
+    refused(f"of format {FORMAT + 1}")
+    torch.save({"format": FORMAT, "state": {"model": saved["model"]}, "options": {}}, bad)
+    refused("is for resuming; use NAME_STEP.pth or NAME_best.pth beside it")
     torch.save({**saved, "classes": ["sky", "road"]}, bad)
     refused("knows 2 classes")
     torch.save({**saved, "arch": {**saved["arch"], "width": 16}}, bad)
     refused(r"does not fit .*\(8, 3, 3, 3\) in the file, \(16, 3, 3, 3\) here")
     torch.save(saved["model"], bad)
     refused("fits nothing", "--model", "deeplabv3plus", "--dataset", "camvid")
+
+
+def test_a_checkpoint_keeps_the_normalisation_it_was_trained_with(camvid, tmp_path):
+    caffe = models.NORMALISATIONS["caffe"]
+    path = write_checkpoint(tmp_path / "net.pth", "camvid", ["a", "b"], normalisation=caffe)
+    model, _ = load_model(path, torch.device("cpu"))
+    assert model.normalisation == caffe
 
 
 def test_predictions_that_do_not_fit(checkpoint, camvid, tmp_path):
