@@ -152,13 +152,11 @@ class Step:
         engine.set_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         images, label = augment.warp(images, label, **self.crop)
-        images = augment.color_jitter(images, values["color_jitter"])
+        images = augment.color_jitter(images, values["color_jitter"], values["color_jitter"] / 4)
         out = self.student(images)
-        seg, seg_aux = (
-            losses.cross_entropy(out[key], label, align_corners=values["align_corners"])
-            for key in ("out", "aux")
-        )
-        (seg + values["lambda_seg"] * seg_aux).backward()
+        how = {"align_corners": values["align_corners"]}
+        terms = losses.segmentation(out, label, values["lambda_seg"], **how)
+        sum(terms.values()).backward()
         target, _ = augment.warp(target, **self.crop)
         batch = {
             "source_image": images,
@@ -171,8 +169,7 @@ class Step:
         for method in self.adapting.values():
             added |= method(batch, self.student)
         sum(added.values()).backward()
-        terms = {"seg": seg, "seg_aux": seg_aux} | added
-        terms = {name: value.detach() for name, value in terms.items()}
+        terms = {name: value.detach() for name, value in (terms | added).items()}
         self.optimizer.step()
         for method in self.adapting.values():
             terms |= method.after_step(rate)
@@ -214,7 +211,8 @@ class PlainStep:
             F.cross_entropy(source_out[key], label.long(), ignore_index=scenes.IGNORE)
             for key in ("out", "aux")
         )
-        (seg + self.values["lambda_seg"] * seg_aux).backward()
+        seg_aux = self.values["lambda_seg"] * seg_aux
+        (seg + seg_aux).backward()
         terms = {"seg": seg.item(), "seg_aux": seg_aux.item()}
 
         target_out = self.maps(target)

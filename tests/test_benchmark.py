@@ -145,6 +145,7 @@ def test_the_step_is_that_of_the_training_script(tmp_path, monkeypatch):
     cityscapes = fakedata.make_cityscapes(tmp_path / "cityscapes", n=1, size=(64, 32))
     words = "--recipe adaptsegnet-multi --backbone resnet50 --input-size 64,32 --device cpu"
     words += " --input-size-target 64,32 --num-steps-stop 2 --print-every 1 --num-workers 0"
+    words += " --weights none"
     words += f" --data-dir {gta5} --data-dir-target {cityscapes} --precision fp32"
     words += f" --snapshot-dir {tmp_path / 'run'}"
     for writer in ("save", "publish"):  # half a gigabyte that nobody reads
