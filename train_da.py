@@ -9,7 +9,7 @@ GTA5 to Cityscapes, as AdaptSegNet published it:
     python train_da.py --recipe adaptsegnet-multi --data-dir data/GTA5 \\
         --data-dir-target data/Cityscapes --weights resnet101.pth --snapshot-dir snapshots/gta5
 
-The same command again resumes. docs/experiments.md has a command for every experiment.
+The same command again resumes. docs/experiments.md has what was measured, with its commands.
 """
 
 import copy

@@ -47,6 +47,8 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     Raises:
         UserError: missing, empty, truncated, not an image, or a decompression bomb.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for, for ever
+        raise UserError(f"{path}: not a regular file")
     try:
         with warnings.catch_warnings():
             # Twice the limit is Pillow's error, the limit itself only its warning: both are ours.

@@ -771,3 +771,9 @@ def test_datasets_never_load_the_kernels():
     command = "import sys, datasets; sys.exit('kernels' in sys.modules)"
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", command], cwd=root, check=False).returncode == 0
+
+
+def test_a_pipe_in_place_of_an_image_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png: not a regular file"):
+        files.read_image(tmp_path / "pipe.png")

@@ -1,5 +1,6 @@
 """The training scripts on drawn streets: resuming, controls, results, bad input, signals."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -309,6 +310,16 @@ def test_a_run_stopped_before_its_first_score_is_scored_when_it_ends(adapt, tmp_
     assert result["adapted"]["last"]["step"] == 2
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert all(json.loads(line)["step"] <= 2 for line in log)
+
+
+def test_tensorboard_writes_or_says_what_is_missing(adapt, tmp_path: Path):
+    flags = ["--num-steps", "1", "--method", "none", "--tensorboard"]
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(UserError, match="--tensorboard needs the package tensorboard"):
+            adapt(tmp_path / "run", *flags)
+    else:
+        adapt(tmp_path / "run", *flags)
+        assert list((tmp_path / "run").glob("events.out.tfevents.*"))
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):
