@@ -281,7 +281,7 @@ def restore(
         **how: of `Predictor`.
 
     Returns:
-        a predictor whose network has its batch norms folded, and the dataset.
+        a predictor, its network's batch norms folded in fp32, and the dataset.
 
     Raises:
         UserError: the file cannot be loaded, or its classes are not the dataset's.
@@ -304,8 +304,21 @@ def restore(
     if precision == "auto":
         precision = checkpoint.get("precision", "auto")
     precision = pick_precision(precision, device)
-    model = models.fold_batchnorm(model).to(device, memory_format=torch.channels_last)
+    model = for_inference(model, precision).to(device, memory_format=torch.channels_last)
     return Predictor(model, precision=precision, align_corners=align_corners, **how), dataset
+
+
+def for_inference(model: nn.Module, precision: str) -> nn.Module:
+    """Return the network with its batch norms folded into its convolutions, in fp32 only.
+
+    A folded bias can be far larger than what it leaves of a channel, and rounding it to bf16 shifts
+    the whole channel: one CamVid network lost a point of mIoU by it, and nothing by bf16 alone.
+
+    Args:
+        model: in evaluation mode.
+        precision: bf16 or fp32, that it will run in.
+    """
+    return models.fold_batchnorm(model) if precision == "fp32" else model
 
 
 def validate(

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 from datasets import build_dataset
 from errors import UserError
-from inference import Predictor, predict
+from inference import Predictor, for_inference, predict
 
 PLAIN = {"order": "RGB", "mean": [0.0] * 3, "std": [255.0] * 3}
 
@@ -211,3 +211,13 @@ def test_batches_of_several_sizes_are_refused(camvid):
     batches = predict(Predictor(Cells(8)), dataset, num_workers=0, batch_size=2)
     with pytest.raises(UserError, match=r"7959.png and .*7961.png differ in size: give"):
         next(batches)
+
+
+def test_batch_norms_are_folded_in_fp32_and_kept_in_bf16():
+    model = models.build_model("compact", 3, norm="batch").eval()
+    kinds = {
+        precision: {type(m).__name__ for m in for_inference(model, precision).modules()}
+        for precision in ("fp32", "bf16")
+    }
+    assert "BatchNorm2d" not in kinds["fp32"]
+    assert "BatchNorm2d" in kinds["bf16"]
