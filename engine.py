@@ -152,7 +152,16 @@ def make_loader(
     pin_memory: bool = False,
     **how,
 ) -> DataLoader:
-    """Return a loader; `how` is `batch_sampler=` or `batch_size=`."""
+    """Return a loader of samples, in order unless a sampler says otherwise.
+
+    Args:
+        dataset: of segshift.
+        num_workers: processes that decode; 0 decodes in this one.
+        timeout_seconds: of one batch, with workers; 0 waits for ever. A batch that takes longer
+            ends the script with an error.
+        pin_memory: copy batches to page-locked memory, for a GPU.
+        **how: further arguments of DataLoader: batch_sampler, or batch_size and collate_fn.
+    """
     return DataLoader(
         dataset,
         num_workers=num_workers,
@@ -170,7 +179,19 @@ def make_loader(
 def step_batches(
     dataset: Dataset, batch_size: int, *, seed: int, start: int, device: torch.device, **loading
 ) -> Iterator[dict]:
-    """Yield for ever the batches of the steps from `start` on, copied to `device`."""
+    """Yield for ever the batches of the steps from `start` on, copied to `device`.
+
+    Args:
+        dataset: whose images have one size.
+        batch_size: N images a batch.
+        seed: of the order; see `StepBatches`.
+        start: number of the first batch.
+        device: where `image`, uint8 [N,3,H,W], and `label`, uint8 [N,H,W], go.
+        **loading: num_workers and timeout_seconds of `make_loader`.
+
+    Raises:
+        UserError: an unreadable image or label; the message names the file.
+    """
     sampler = StepBatches(len(dataset), batch_size, seed, start)
     loader = make_loader(
         dataset, batch_sampler=sampler, pin_memory=device.type == "cuda", **loading
@@ -229,7 +250,15 @@ def class_weights(dataset: Dataset, **loading) -> torch.Tensor:
 def make_optimizer(
     name: str, groups: list[dict], *, learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return SGD with momentum or AdamW over parameter groups that carry their own `lr`."""
+    """Return SGD with momentum or AdamW over parameter groups that carry their own `lr`.
+
+    Args:
+        name: sgd or adamw.
+        groups: of `model.param_groups(learning_rate)`.
+        learning_rate: of a group without one.
+        momentum: of SGD; AdamW keeps its betas of 0.9 and 0.999.
+        weight_decay: L2 of SGD, decoupled in AdamW.
+    """
     fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
     if name == "sgd":
         optimizer = torch.optim.SGD(
@@ -245,7 +274,13 @@ def make_optimizer(
 
 
 def poly_rate(step: int, num_steps: int, power: float, warmup_steps: int = 0) -> float:
-    """Return the factor of the initial learning rate at `step`: linear warm-up, then poly.
+    """Return the factor of the initial learning rate, 0 to 1: linear warm-up times poly.
+
+    Args:
+        step: steps done.
+        num_steps: at which the rate reaches 0.
+        power: of the polynomial.
+        warmup_steps: over which it rises; 0 for none.
 
     Source: (1 - step / num_steps) ** power, DeepLab (Chen et al. 2017, section 3.1).
     """
@@ -262,6 +297,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 @torch.no_grad()
 def update_teacher(teacher: torch.nn.Module, student: torch.nn.Module, momentum: float, step: int):
     """Move the teacher to the student: t <- a t + (1 - a) s, a = min(1 - 1 / (step + 1), momentum).
+
+    Args:
+        teacher: network of the student's architecture; changed in place, buffers included.
+        student: the network in training.
+        momentum: the largest a, 0 to 1.
+        step: updates done before; at 0 the teacher becomes a copy.
 
     Source: Tarvainen and Valpola 2017 (mean teacher), with the ramp of DACS. Deviation from DACS:
     floating-point buffers (batch-norm statistics) are averaged too, integer ones copied; DACS
