@@ -261,16 +261,10 @@ def make_optimizer(
     """
     fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
     if name == "sgd":
-        optimizer = torch.optim.SGD(
+        return torch.optim.SGD(
             groups, lr=learning_rate, momentum=momentum, weight_decay=weight_decay, fused=fused
         )
-    else:
-        optimizer = torch.optim.AdamW(
-            groups, lr=learning_rate, weight_decay=weight_decay, fused=fused
-        )
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def poly_rate(step: int, num_steps: int, power: float, warmup_steps: int = 0) -> float:
@@ -289,9 +283,9 @@ def poly_rate(step: int, num_steps: int, power: float, warmup_steps: int = 0) ->
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group's learning rate to `rate` times its initial one."""
+    """Set every group's learning rate to `rate` times its initial one, kept in the group."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * rate
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate
 
 
 @torch.no_grad()

@@ -109,10 +109,9 @@ class Adversarial(Method):
         self.discriminators = nn.ModuleDict(
             {level: FCDiscriminator(num_classes, discriminator_width) for level in self.weights}
         )
-        groups = [{"params": list(self.discriminators.parameters()), "lr": learning_rate_D}]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        for group in self.optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
+        self.optimizer = torch.optim.Adam(
+            self.discriminators.parameters(), lr=learning_rate_D, betas=(0.9, 0.99)
+        )
         self._seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
     def _maps(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

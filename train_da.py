@@ -95,7 +95,7 @@ def main(args) -> None:
 
 
 def open_data(args) -> dict:
-    """Return the datasets: source, target (unlabelled), val (labelled, own size)."""
+    """Return source, target (unlabelled), val (labelled, own size), and the class weights."""
     from datasets import build_dataset
 
     names = args.source or ["gta5"]
@@ -137,7 +137,11 @@ def open_data(args) -> dict:
     )
     if source.class_names != val.class_names:
         raise UserError(f"{source.name} and {val.name} have different classes")
-    return {"source": source, "target": target, "val": val}
+    class_weight = None
+    if args.class_balance:  # here, as the baseline and the adapted network share it
+        loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
+        class_weight = engine.class_weights(source, **loading)
+    return {"source": source, "target": target, "val": val, "class_weight": class_weight}
 
 
 def own_options(name: str, domain: str, given: list[tuple]) -> dict:
@@ -187,9 +191,9 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     teacher = copy.deepcopy(model).requires_grad_(False) if "teacher_out" in needs else None
     for method in adapting.values():
         method.check(model)
-    class_weight = None
-    if args.class_balance:
-        class_weight = engine.class_weights(source, **loading).to(device)
+    class_weight = data["class_weight"]
+    if class_weight is not None:
+        class_weight = class_weight.to(device)
 
     meta = describe(val, args.input_size_target or args.input_size, args.align_corners, precision)
     plain = {**vars(args), "method": method_names, "precision": precision}
