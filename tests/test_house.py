@@ -45,7 +45,7 @@ ALLOWED = {
 def own_modules() -> dict[str, list[Path]]:
     """Return the files of every module and folder of the project."""
     modules = {path.stem: [path] for path in ROOT.glob("*.py")}
-    for folder in ("models", "datasets", "kernels", "benchmarks"):
+    for folder in ("models", "methods", "datasets", "kernels", "benchmarks"):
         modules[folder] = sorted((ROOT / folder).rglob("*.py"))
     return modules
 

@@ -13,6 +13,7 @@ import engine
 import losses
 import methods
 from errors import UserError
+from methods.adabn import AdaBN
 
 VALUES = {
     "num_classes": 3,
@@ -193,7 +194,7 @@ def test_adabn_sets_the_statistics_of_the_target():
     model = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.9))
     torch.manual_seed(0)
     batches = [torch.randn(4, 2, 8, 8) * 3 + 5 for _ in range(3)]
-    assert methods.AdaBN().finish(model, batches)
+    assert AdaBN().finish(model, batches)
     means = torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0)
     variances = torch.stack([b.transpose(0, 1).flatten(1).var(1) for b in batches]).mean(0)
     torch.testing.assert_close(model[0].running_mean, means)
@@ -201,8 +202,8 @@ def test_adabn_sets_the_statistics_of_the_target():
     assert model[0].momentum == 0.1
     assert not model.training
     with pytest.raises(UserError, match="no batch normalisation"):
-        methods.AdaBN().check(nn.Sequential(nn.GroupNorm(1, 2)))
-    methods.AdaBN().check(model)
+        AdaBN().check(nn.Sequential(nn.GroupNorm(1, 2)))
+    AdaBN().check(model)
 
 
 def test_teacher_moves_by_hand_buffers_included():
