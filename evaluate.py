@@ -26,6 +26,7 @@ import options
 import predictions
 from checkpoint import write_text
 from errors import UserError
+from loading import make_loader
 
 
 def parse_args(argv: list[str] | None = None):
@@ -161,7 +162,7 @@ def score_folder(args) -> dict:
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
     seen = set()
     start = time.perf_counter()
-    loader = engine.make_loader(
+    loader = make_loader(
         pairs, num_workers=args.num_workers, timeout_seconds=args.loader_timeout, batch_size=1
     )
     for batch in loader:

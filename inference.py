@@ -18,8 +18,9 @@ import kernels
 import models
 from checkpoint import load_model
 from datasets import build_dataset
-from engine import autocast, make_loader, pick_precision
+from engine import autocast, pick_precision
 from errors import UserError
+from loading import make_loader
 from metrics import ConfusionMatrix
 from windows import in_windows
 
@@ -178,7 +179,7 @@ def predict(
         dataset: of segshift.
         with_confidence: fill the third entry.
         **loading: batch_size (1 if left out), num_workers and timeout_seconds of
-            `engine.make_loader`.
+            `loading.make_loader`.
 
     Yields:
         the batch, its train ids uint8 [N,H,W], its confidences float32 [N,H,W] or None.

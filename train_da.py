@@ -21,7 +21,8 @@ import methods
 import options
 from checkpoint import write_text
 from errors import UserError
-from run import Run, describe
+from loading import class_weights, join_datasets, make_loader, step_batches
+from run import Run, describe, say
 
 
 def parse_args(argv: list[str] | None = None):
@@ -40,6 +41,16 @@ def parse_args(argv: list[str] | None = None):
     group.add_argument("--set", default="train", help="the target's split; default %(default)s")
     options.add_data_option(group, "--target-option")
     group.add_argument("--num-images", type=options.at_least(1), help="of the target, at random")
+    group.add_argument(
+        "--target-labels",
+        type=options.count_or_all,
+        metavar="N|all",
+        help="target images whose labels may be used: the first N that --num-images takes",
+    )
+    group.add_argument("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
+    group.add_argument(
+        "--pseudo-confidence", action="store_true", help="weigh pseudo labels by DIR/confidence"
+    )
     size = options.width_height
     group.add_argument("--input-size", type=size, default=(1280, 720), metavar="W,H")
     group.add_argument("--input-size-target", type=size, metavar="W,H", help="default: the same")
@@ -74,17 +85,18 @@ def parse_args(argv: list[str] | None = None):
 
 
 def main(args) -> None:
-    """Train the baseline if asked for, then adapt, then compare."""
+    """Adapt, train the baseline if asked for, then compare."""
     import inference  # imports kernels, which compiles them
     import report
 
     data = open_data(args)
-    results, predictions = {}, {}
-    if args.baseline:
-        model, results["source_only"] = train(args, data, ["none"], f"{args.snapshot_dir}/source")
-        predictions["source only"] = model
-    model, results["adapted"] = train(args, data, args.method, args.snapshot_dir)
-    predictions["adapted"] = model
+    model, score = train(args, data, args.method, args.snapshot_dir)
+    results, predictions = {"adapted": score}, {"adapted": model}
+    if args.baseline:  # after the methods, so that a mistake in their options shows at once
+        alone = {**data, "labelled": None, "pseudo": None}
+        model, score = train(args, alone, ["none"], f"{args.snapshot_dir}/source")
+        results = {"source_only": score, **results}
+        predictions = {"source only": model, **predictions}
     write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
     report.print_table(results, data["val"].class_names, " + ".join(args.method))
     if args.baseline:
@@ -95,8 +107,8 @@ def main(args) -> None:
 
 
 def open_data(args) -> dict:
-    """Return source, target (unlabelled), val (labelled, own size), and the class weights."""
-    from datasets import build_dataset
+    """Return the datasets and the class weights: val in its own size, labelled and pseudo or None."""
+    from datasets import build_dataset, build_pseudo_labelled
 
     names = args.source or ["gta5"]
     folders = args.data_dir or [None]
@@ -106,7 +118,7 @@ def open_data(args) -> dict:
         raise UserError(
             f"{len(names)} --source need as many --data-dir, --data-list and --source-set, or one"
         )
-    source = engine.join_datasets(
+    source = join_datasets(
         [
             build_dataset(
                 name,
@@ -137,11 +149,34 @@ def open_data(args) -> dict:
     )
     if source.class_names != val.class_names:
         raise UserError(f"{source.name} and {val.name} have different classes")
+    labelled = pseudo = None
+    if args.target_labels:
+        labelled = build_dataset(
+            args.target,
+            folder,
+            split=args.set,
+            list_file=args.data_list_target,
+            num_images=args.num_images if args.target_labels == "all" else args.target_labels,
+            **how,
+        )
+    if args.pseudo_labels:
+        pseudo = build_pseudo_labelled(
+            args.target, folder, args.pseudo_labels, args.pseudo_confidence, split=args.set, **how
+        )
+    elif args.pseudo_confidence:
+        raise UserError("--pseudo-confidence goes with --pseudo-labels")
     class_weight = None
     if args.class_balance:  # here, as the baseline and the adapted network share it
         loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
-        class_weight = engine.class_weights(source, **loading)
-    return {"source": source, "target": target, "val": val, "class_weight": class_weight}
+        class_weight = class_weights(source, **loading)
+    return {
+        "source": source,
+        "target": target,
+        "labelled": labelled,
+        "pseudo": pseudo,
+        "val": val,
+        "class_weight": class_weight,
+    }
 
 
 def own_options(name: str, domain: str, given: list[tuple]) -> dict:
@@ -161,6 +196,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     device = engine.pick_device(args.device)
     precision = engine.pick_precision(args.precision, device)
     source, target, val = data["source"], data["target"], data["val"]
+    class_weight = data["class_weight"]
     loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
 
     model = engine.make_model(
@@ -184,26 +220,32 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         **vars(args),
         "num_classes": source.num_classes,
         "multi_level": multi_level,
+        "class_weight": class_weight,
         "autocast": functools.partial(engine.autocast, precision, device),
     }
     adapting = methods.build_methods(method_names, values).to(device)
     needs = frozenset().union(*(method.needs for method in adapting.values()))
+    domains = methods.domains_of(needs)
+    for domain, flag in (("labelled", "--target-labels"), ("pseudo", "--pseudo-labels")):
+        if (domain in domains) != (data[domain] is not None):
+            verb = "needs" if domain in domains else "does not use"
+            raise UserError(f"--method {' '.join(method_names)} {verb} {flag}")
     teacher = copy.deepcopy(model).requires_grad_(False) if "teacher_out" in needs else None
     for method in adapting.values():
         method.check(model)
-    class_weight = data["class_weight"]
     if class_weight is not None:
         class_weight = class_weight.to(device)
 
     meta = describe(val, args.input_size_target or args.input_size, args.align_corners, precision)
     plain = {**vars(args), "method": method_names, "precision": precision}
-    run = Run(folder, source.name, plain, meta)
+    saving = {"save_every_minutes": args.save_every_minutes, "keep_last": args.keep_last}
+    run = Run(folder, source.name, plain, meta, **saving)
     state = {"model": model, "optimizer": optimizer, "methods": adapting}
     if teacher is not None:
         state["teacher"] = teacher
     start = run.resume(state)
     if args.tensorboard:
-        run.open_board()
+        run.log.open_board()
 
     def student(images):
         """Run the network on images of 0 to 255."""
@@ -217,19 +259,22 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
     batches = {"seed": args.random_seed, "device": device, **loading}
     first_target = max(0, start - args.adapt_from) * args.iter_size
-    next_source = engine.step_batches(
-        source, args.batch_size, start=start * args.iter_size, **batches
-    )
-    next_target = engine.step_batches(target, args.batch_size, start=first_target, **batches)
+    next_source = step_batches(source, args.batch_size, start=start * args.iter_size, **batches)
+    next_of = {}
+    for domain in domains:
+        # another order for each: where all hold the same images, a step should not draw them twice
+        if domain != "target":
+            batches["seed"] = engine.seed_for(args.random_seed, domain)
+        next_of[domain] = step_batches(data[domain], args.batch_size, start=first_target, **batches)
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
     how = {"class_weight": class_weight, "align_corners": args.align_corners}
     weight = 0.0 if args.control else 1.0
 
-    for step in run.steps(stop, args.random_seed):
+    for step in run.steps(stop, args.random_seed, state):
         rate = engine.poly_rate(step, args.num_steps, args.power, args.warmup_steps)
         engine.set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
-        adapt = bool(needs) and step >= args.adapt_from
+        adapt = bool(domains) and step >= args.adapt_from
         if adapt and teacher is not None:
             engine.update_teacher(teacher, model, args.teacher_momentum, step - args.adapt_from)
         for _ in range(args.iter_size):
@@ -243,18 +288,19 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
             run.record(terms, 1 / args.iter_size)
             if not adapt:
                 continue
-            target_images, _ = augment.warp(next(next_target)["image"], **crop)
             batch = {
                 "source_image": images,
                 "source_label": label,
                 "source_out": {key: value.detach() for key, value in out.items()},
-                "target_image": target_images,
             }
-            if "target_out" in needs:
-                batch["target_out"] = student(target_images)
+            for domain in domains:
+                batch |= augment.warp_batch(next(next_of[domain]), domain, **crop)
+                if needs & {f"{domain}_out", f"{domain}_detached"}:
+                    with torch.set_grad_enabled(f"{domain}_out" in needs):
+                        batch[f"{domain}_out"] = student(batch[f"{domain}_image"])
             if teacher is not None:
                 with torch.no_grad(), engine.autocast(precision, device):
-                    normalised = models.normalise(target_images, model.normalisation)
+                    normalised = models.normalise(batch["target_image"], model.normalisation)
                     batch["teacher_out"] = teacher(normalised, aux=False)
             terms = {}
             for method in adapting.values():
@@ -266,6 +312,11 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
             run.record(method.after_step(rate))
 
         if run.step % args.print_every == 0 or run.step == stop:
+            for method in adapting.values():
+                values, warnings = method.diagnose()
+                run.record(values)
+                for line in warnings if step >= args.adapt_from + 100 else ():
+                    say(f"warning: {line}")
             run.flush(rate)
         if run.step % args.save_pred_every == 0 or run.step == stop:
             run.scored(model, validate())
@@ -276,7 +327,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
         run.scored(model, validate())
     score = {"last": run.last, "best": run.best}
-    loader = engine.make_loader(target, batch_size=args.batch_size, **loading)
+    loader = make_loader(target, batch_size=args.batch_size, **loading)
     images = (models.normalise(b["image"].to(device), model.normalisation) for b in loader)
     if any([method.finish(model, images) for method in adapting.values()]):
         score["finished"] = validate()

@@ -14,6 +14,7 @@ import json
 import engine
 import options
 from checkpoint import write_text
+from loading import class_weights, step_batches
 from run import Run, describe
 
 
@@ -82,13 +83,15 @@ def main(args) -> None:
     )
     class_weight = None
     if args.class_balance:
-        class_weight = engine.class_weights(train_set, **loading).to(device)
+        class_weight = class_weights(train_set, **loading).to(device)
     meta = describe(val, args.input_size, args.align_corners, precision)
-    run = Run(args.snapshot_dir, val.name, {**vars(args), "precision": precision}, meta)
+    plain = {**vars(args), "precision": precision}
+    saving = {"save_every_minutes": args.save_every_minutes, "keep_last": args.keep_last}
+    run = Run(args.snapshot_dir, val.name, plain, meta, **saving)
     state = {"model": model, "optimizer": optimizer}
     start = run.resume(state)
     if args.tensorboard:
-        run.open_board()
+        run.log.open_board()
 
     def validate() -> dict:
         how = {"precision": precision, "align_corners": args.align_corners}
@@ -96,7 +99,7 @@ def main(args) -> None:
 
     crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
     how = {"class_weight": class_weight, "align_corners": args.align_corners}
-    batches = engine.step_batches(
+    batches = step_batches(
         train_set,
         args.batch_size,
         seed=args.random_seed,
@@ -105,7 +108,7 @@ def main(args) -> None:
         **loading,
     )
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
-    for step in run.steps(stop, args.random_seed):
+    for step in run.steps(stop, args.random_seed, state):
         rate = engine.poly_rate(step, args.num_steps, args.power, args.warmup_steps)
         engine.set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)

@@ -20,6 +20,7 @@ from benchmarks import scenes
 from benchmarks.operations import fast_hist
 from benchmarks.timing import NetworkClock, alternate, compare, exact_convolutions
 from datasets import build_dataset
+from loading import make_loader
 
 
 def run(
@@ -148,7 +149,7 @@ def plain_ids(model: nn.Module, images: Tensor, size: tuple[int, int]) -> np.nda
 def plain_counts(model: nn.Module, dataset: Dataset, num_workers: int) -> np.ndarray:
     """Predict and count as AdaptSegNet does, without the PNG files between the two."""
     counts = np.zeros(scenes.NUM_CLASSES**2, np.int64)
-    for batch in engine.make_loader(dataset, num_workers=num_workers, batch_size=1):
+    for batch in make_loader(dataset, num_workers=num_workers, batch_size=1):
         label = batch["label"][0].numpy()
         counts += fast_hist(label, plain_ids(model, batch["image"], label.shape))
     return counts

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-import engine
 import models
 from benchmarks import scenes
 from benchmarks.timing import alternate, compare
 from datasets import SegmentationDataset, build_dataset
+from loading import make_loader
 from models.normalisation import NORMALISATIONS
 
 # dataset, size of its files, size to train at
@@ -61,7 +61,7 @@ def run(
 
 def drain(dataset: Dataset, num_workers: int) -> None:
     """Load every sample once."""
-    for _ in engine.make_loader(dataset, num_workers=num_workers, batch_size=1):
+    for _ in make_loader(dataset, num_workers=num_workers, batch_size=1):
         pass
 
 
