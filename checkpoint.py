@@ -14,10 +14,15 @@ FORMAT = 1
 PARTS = {"format": int, "model": dict, "arch": dict, "normalisation": dict, "classes": list}
 
 
-def save_atomic(value: dict, path: str | Path) -> None:
+def save_atomic(value: dict, path: str | Path, keep: Path | None = None) -> None:
     """Write `value` with torch.save so that `path` holds either the old file or the whole new one.
 
     A temporary file in the same folder is written, flushed to the disk and renamed.
+
+    Args:
+        value: tensors and plain values.
+        path: the file.
+        keep: what the old file is called afterwards; at every moment one of the two is whole.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; the old file is untouched.
@@ -29,11 +34,22 @@ def save_atomic(value: dict, path: str | Path) -> None:
             torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__ or error
-        raise UserError(f"cannot write {path}: {cause}") from error
+        needed = f"about {_megabytes(value):.0f} MB are needed"
+        raise UserError(f"cannot write {path}: {cause}; {needed}") from error
+
+
+def _megabytes(value: object) -> float:
+    """Return the size of the tensors in nested dicts and lists."""
+    if torch.is_tensor(value):
+        return value.numel() * value.element_size() / 1e6
+    inner = value.values() if isinstance(value, dict) else value
+    return sum(map(_megabytes, inner)) if isinstance(inner, (list, tuple, type({}.values()))) else 0
 
 
 def load_checkpoint(path: str | Path) -> dict:

@@ -132,6 +132,11 @@ def between(low: float, high: float) -> Callable:
     return parse_number
 
 
+def count_or_all(text: str) -> int | str:
+    """Parse a number of at least 1, or `all`."""
+    return text if text == "all" else at_least(1)(text)
+
+
 def scale_range(text: str) -> tuple[float, float]:
     """Parse `LOW,HIGH`, two factors above 0."""
     factors = numbers(float)(text)
@@ -223,6 +228,16 @@ def add_training(parser: Parser) -> None:
     group.add_argument("--num-steps", type=at_least(1), default=250_000, help="of the schedule")
     group.add_argument("--num-steps-stop", type=at_least(1), help="stop earlier than --num-steps")
     group.add_argument("--save-pred-every", type=at_least(1), default=5000, metavar="STEPS")
+    group.add_argument(
+        "--save-every-minutes",
+        type=at_least(0, float),
+        default=30,
+        metavar="M",
+        help="how much a killed run may lose, beside --save-pred-every; 0: only that one",
+    )
+    group.add_argument(
+        "--keep-last", type=at_least(1), metavar="K", help="SOURCE_STEP.pth files; default: all"
+    )
     group.add_argument("--print-every", type=at_least(1), default=50, metavar="STEPS")
     group.add_argument("--random-seed", type=at_least(0), default=1234)
     group.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")

@@ -383,3 +383,40 @@ def test_help_is_quick_and_compiles_nothing(tmp_path: Path):
         assert f"python {name}.py" in done.stdout  # the docstring's commands
         assert time.monotonic() - start < 10  # 2 s on a quiet machine, and this one may be busy
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(adapt, tmp_path: Path, capsys):
+    flags = ["--method", "entropy", "--num-steps", "4", "--num-workers", "0"]
+    whole = adapt(tmp_path / "whole", *flags)
+    folder = tmp_path / "run"
+    adapt(folder, *flags, "--num-steps-stop", "2")
+    adapt(folder, *flags, "--num-steps-stop", "3")
+    (folder / "last.pth").write_bytes((folder / "last.pth").read_bytes()[:1000])
+    capsys.readouterr()
+    assert_equal(whole["state"], adapt(folder, *flags)["state"])
+    out = capsys.readouterr().out
+    assert out.count("warning:") == 1
+    assert f"resuming {folder / 'previous.pth'} at step 2" in out
+    (folder / "last.pth").write_bytes(b"")
+    (folder / "previous.pth").unlink()
+    with pytest.raises(UserError, match=r"last\.pth is empty"):
+        adapt(folder, *flags)
+
+
+def test_only_the_newest_steps_are_kept(adapt, tmp_path: Path):
+    flags = "--num-steps 4 --save-pred-every 1 --keep-last 2 --num-workers 0".split()
+    adapt(tmp_path, *flags)
+    steps = {path.name for path in tmp_path.glob("camvid_*.pth")}
+    assert steps == {"camvid_3.pth", "camvid_4.pth", "camvid_best.pth"}
+
+
+def test_a_save_is_due_by_the_clock(adapt, tmp_path: Path, monkeypatch):
+    saved = []
+    save = Run.save
+    monkeypatch.setattr(Run, "save", lambda run, state: (saved.append(run.step), save(run, state)))
+    flags = ["--num-steps", "3", "--num-workers", "0", "--save-every-minutes"]
+    adapt(tmp_path / "often", *flags, "1e-9")
+    assert saved == [0, 1, 2, 3]  # between the steps, and at the end
+    saved.clear()
+    adapt(tmp_path / "never", *flags, "0")
+    assert saved == [3]
