@@ -26,13 +26,13 @@ def warp(
 
     Args:
         images: uint8 or float [N,3,H,W].
-        labels: uint8 [N,H,W] or None.
+        labels: uint8 [N,H,W], or several maps an image [N,K,H,W], or None.
         crop_size: (W, H) in pixels; None keeps the size.
         scale: range of a uniform factor; what lies outside the image is black, label 255.
         mirror: flip left to right with probability 1/2.
 
     Returns:
-        float32 images [N,3,h,w] and uint8 labels [N,h,w] (None without labels).
+        float32 images [N,3,h,w] and uint8 labels [N,h,w] or [N,K,h,w] (None without labels).
 
     Raises:
         UserError: the crop is larger than the images.
@@ -61,10 +61,31 @@ def warp(
     images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
     if labels is not None:
         # sampled as 255 - label, so that grid_sample's zero outside the image means ignore
-        inverse = (255 - labels).unsqueeze(1).float()
+        inverse = (255 - labels).view(n, -1, height, width).float()
         inverse = F.grid_sample(inverse, grid, mode="nearest", align_corners=False)
-        labels = 255 - inverse.squeeze(1).to(torch.uint8)
+        labels = 255 - inverse.view(*labels.shape[:-2], crop_h, crop_w).to(torch.uint8)
     return images, labels
+
+
+def warp_batch(batch: dict, name: str, **how) -> dict:
+    """Warp a loader's batch for the methods: NAME_image, and what lies over it.
+
+    Args:
+        batch: `image`; `label` if labelled; `confidence`, uint8 like the label, if that has one.
+        name: what the results' names begin with.
+        **how: of `warp`.
+
+    Returns:
+        NAME_image; for a labelled batch also NAME_label, and NAME_weight: float [N,h,w], the
+        confidence from 0 to 1, or None.
+    """
+    maps = [batch[key] for key in ("label", "confidence") if key in batch]
+    images, maps = warp(batch["image"], torch.stack(maps, 1) if maps else None, **how)
+    if maps is None:
+        return {f"{name}_image": images}
+    label, *weight = maps.unbind(1)
+    weight = weight[0] / 255 if weight else None
+    return {f"{name}_image": images, f"{name}_label": label, f"{name}_weight": weight}
 
 
 @torch.no_grad()

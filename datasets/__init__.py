@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.base import SegmentationDataset
+from datasets.cache import CachedDataset
 from datasets.camvid import CamVid
 from datasets.cityscapes import Cityscapes
 from datasets.cyclegta import CycleGTA
@@ -11,6 +12,7 @@ from datasets.files import colourise, write_label_png
 from datasets.folder import Folder
 from datasets.gta5 import GTA5
 from datasets.loveda import LoveDA
+from datasets.pseudo import WithConfidence, check_classes
 from datasets.streets import Streets
 from datasets.synthia import Synthia
 from errors import UserError
@@ -26,7 +28,14 @@ DATASETS = {
     "synthia": Synthia,
 }
 
-__all__ = ["DATASETS", "SegmentationDataset", "build_dataset", "colourise", "write_label_png"]
+__all__ = [
+    "DATASETS",
+    "SegmentationDataset",
+    "build_dataset",
+    "build_pseudo_labelled",
+    "colourise",
+    "write_label_png",
+]
 
 
 def build_dataset(
@@ -40,8 +49,9 @@ def build_dataset(
     labelled: bool = True,
     num_images: int | None = None,
     seed: int = 0,
+    cache_dir: str | Path | None = None,
     **options: Any,
-) -> SegmentationDataset:
+) -> SegmentationDataset | CachedDataset:
     """Build a dataset whose samples the default collate function can batch.
 
     Args:
@@ -55,6 +65,8 @@ def build_dataset(
         labelled: False never opens a label file, nor needs one to exist.
         num_images: use only the first so many of a shuffle seeded with `seed`; None uses all.
         seed: of that shuffle, and of what streets draws.
+        cache_dir: folder where decoded samples are kept (`CachedDataset`); None keeps none, and
+            neither does streets, which has no files.
         options: the dataset's own, listed in its `options`.
     Returns:
         The dataset; see `SegmentationDataset` for the samples and attributes.
@@ -65,7 +77,7 @@ def build_dataset(
     """
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}; there are: {', '.join(sorted(DATASETS))}")
-    return DATASETS[name](
+    dataset = DATASETS[name](
         root,
         split=split,
         list_file=list_file,
@@ -76,3 +88,28 @@ def build_dataset(
         seed=seed,
         **options,
     )
+    return CachedDataset(dataset, cache_dir) if cache_dir and dataset.paths(0) else dataset
+
+
+def build_pseudo_labelled(
+    name: str, root: str | Path | None, folder: str | Path, confidence: bool, **how: Any
+) -> SegmentationDataset | WithConfidence:
+    """Build a dataset with the labels that pseudo_label.py wrote for its images.
+
+    Args:
+        name: of the images' dataset.
+        root: of the images.
+        folder: of the labels: list.txt, pseudo.json and the PNGs.
+        confidence: samples hold `confidence` too, uint8 [h,w] from the folder's `confidence/`.
+        **how: further arguments of `build_dataset`.
+
+    Raises:
+        UserError: as `build_dataset`; a folder that is not finished, or of other classes.
+    """
+    folder = Path(folder)
+    if not (folder / "list.txt").is_file():
+        raise UserError(f"{folder}: no list.txt: pseudo_label.py has not finished this folder")
+    how |= {"list_file": folder / "list.txt", "label_root": folder, "label_kind": "trainIds"}
+    dataset = build_dataset(name, root, **how)
+    check_classes(folder / "pseudo.json", dataset.class_names)
+    return WithConfidence(dataset, folder / "confidence") if confidence else dataset

@@ -4,16 +4,27 @@ A method is an nn.Module, so that one state_dict holds its networks and, as extr
 optimiser. What train_da.py relies on:
 
     add_options(group)         its command-line flags; each flag is a keyword of __init__
-    needs                      what the loop must put into the batch: target_out, teacher_out;
-                               a method that needs nothing only has `finish` called
+    needs                      what the loop must put into the batch, see below; a method that
+                               needs nothing only has `finish` called
     check(model)               before any step; raises UserError where it cannot work
     forward(batch, student)    -> {name: weighted loss}; the loop calls backward on their sum
     after_step(rate)           -> {name: loss to log}; after the student's optimiser has stepped
+    diagnose()                 -> ({name: value to log}, [warning]), once an interval
     finish(model, batches)     once at the end; True if it changed the model
 
-`batch` holds source_image and target_image (float [N,3,H,W], 0 to 255), source_label (uint8
-[N,H,W]), source_out (detached logits), and what `needs` names; outputs are dicts of logits
-[N,C,h,w] under "out" and, for multi-level networks, "aux". `student(images)` runs the network.
+`batch` always holds source_image (float [N,3,H,W], 0 to 255), source_label (uint8 [N,H,W]) and
+source_out (detached logits). The other domains are there when a need begins with their name:
+
+    target                     target_image
+    labelled                   labelled_image, labelled_label: of --target-labels
+    pseudo                     pseudo_image, pseudo_label and pseudo_weight (float [N,H,W], 0 to 1,
+                               or None without --pseudo-confidence): of --pseudo-labels
+    DOMAIN_out                 the student's outputs on that domain's images, too
+    DOMAIN_detached            the same; without gradients unless another method needs DOMAIN_out
+    teacher_out                target_image, and the EMA teacher's outputs on it
+
+Outputs are dicts of logits [N,C,h,w] under "out" and, for multi-level networks, "aux".
+`student(images)` runs the network.
 """
 
 import argparse
@@ -26,15 +37,21 @@ from methods.adabn import AdaBN
 from methods.adversarial import Advent, Adversarial
 from methods.base import Method
 from methods.entropy import Entropy
+from methods.fixmatch import FixMatch
 from methods.mix import Mix
+from methods.pseudo import Pseudo
+from methods.supervised import TargetSupervised
 
-__all__ = ["METHODS", "Method", "add_options", "build_methods"]
+__all__ = ["METHODS", "Method", "add_options", "build_methods", "domains_of"]
 
 METHODS = {
     "adversarial": Adversarial,
     "advent": Advent,
     "entropy": Entropy,
     "mix": Mix,
+    "fixmatch": FixMatch,
+    "target_supervised": TargetSupervised,
+    "pseudo": Pseudo,
     "adabn": AdaBN,
 }
 
@@ -69,3 +86,11 @@ def build_methods(names: list[str], values: dict) -> nn.ModuleDict:
             wanted = [key for key in wanted if key in values]
             built[name] = METHODS[name](**{key: values[key] for key in wanted})
     return built
+
+
+def domains_of(needs: frozenset[str]) -> list[str]:
+    """Return which domains beside the source have images that `needs` names, in a fixed order."""
+    named = {need.partition("_")[0] for need in needs}
+    if "teacher" in named:
+        named.add("target")
+    return [domain for domain in ("target", "labelled", "pseudo") if domain in named]
