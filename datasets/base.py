@@ -221,11 +221,21 @@ class SegmentationDataset(Dataset):
 
     def read(self, index: int) -> tuple[Image.Image, np.ndarray | None]:
         """Return the RGB image and the train ids uint8 [H,W], both in their own size."""
-        image_name, label_name = self.pairs[index]
-        image = files.read_image(self.root / image_name)
-        if label_name is None:
-            return image, None
-        path = self.label_root / label_name
+        paths = self.paths(index)
+        image = files.read_image(paths[0])
+        label = self.read_label(index)
+        if label is not None and (image.height, image.width) != label.shape:
+            raise UserError(
+                f"{paths[1]}: the label is {label.shape[1]}x{label.shape[0]} pixels, "
+                f"its image {paths[0]} {image.width}x{image.height}"
+            )
+        return image, label
+
+    def read_label(self, index: int) -> np.ndarray | None:
+        """Return the train ids uint8 [H,W] in their own size; None when unlabelled."""
+        if self.pairs[index][1] is None:
+            return None
+        path = self.paths(index)[1]
         ids = self.read_ids(path)
         label = self.lookup[ids]
         unknown = label == UNKNOWN
@@ -235,12 +245,19 @@ class SegmentationDataset(Dataset):
                 f"{path}: label values outside the class table of {self.name}: {values} "
                 f"(label_kind {self.option['label_kind']})"
             )
-        if (image.height, image.width) != label.shape:
-            raise UserError(
-                f"{path}: the label is {label.shape[1]}x{label.shape[0]} pixels, "
-                f"its image {self.root / image_name} {image.width}x{image.height}"
-            )
-        return image, label
+        return label
+
+    def resized(self, label: np.ndarray) -> np.ndarray:
+        """Return a label in the size that samples hold, uint8 [h,w]."""
+        if self.size is None or not self.resize_label or label.shape == tuple(self.size)[::-1]:
+            return label
+        # Any other filter would invent class ids.
+        return np.asarray(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
+
+    def paths(self, index: int) -> list[Path]:
+        """Return the files that a sample is read from: the image, and the label if there is one."""
+        image, label = self.pairs[index]
+        return [self.root / image] + ([] if label is None else [self.label_root / label])
 
     def full_size(self, index: int) -> tuple[int, int]:
         """Return the height and width of an image in its own size, from the file's header."""
@@ -254,13 +271,8 @@ class SegmentationDataset(Dataset):
         image, label = self.read(index)
         if self.size is not None and image.size != tuple(self.size):
             image = image.resize(self.size, Image.Resampling.BICUBIC)
-            if label is not None and self.resize_label:
-                # Any other filter would invent class ids.
-                label = np.asarray(
-                    Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST)
-                )
         pixels = np.asarray(image).transpose(2, 0, 1)
         sample = {"image": torch.from_numpy(pixels.copy()), "name": self.pairs[index][0]}
         if label is not None:
-            sample["label"] = torch.from_numpy(label.copy())
+            sample["label"] = torch.from_numpy(self.resized(label).copy())
         return sample

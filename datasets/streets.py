@@ -69,8 +69,15 @@ class Streets(SegmentationDataset):
 
     def read(self, index: int) -> tuple[Image.Image, np.ndarray | None]:
         """Return the drawn image and train ids."""
-        image, label = self.scenes[index]
-        return Image.fromarray(image), label if self.labelled else None
+        return Image.fromarray(self.scenes[index][0]), self.read_label(index)
+
+    def read_label(self, index: int) -> np.ndarray | None:
+        """Return the drawn train ids."""
+        return self.scenes[index][1] if self.labelled else None
+
+    def paths(self, index: int) -> list[Path]:
+        """Return nothing: there are no files."""
+        return []
 
     def full_size(self, index: int) -> tuple[int, int]:
         """Return the height and width of the drawing."""

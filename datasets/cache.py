@@ -1,0 +1,159 @@
+"""Decoded samples in one memory-mapped file, for the epochs and the runs to come."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL
+import torch
+from torch.utils.data import Dataset
+
+from datasets.base import SegmentationDataset
+from errors import UserError
+
+FORMAT = 1  # of the file, and of the pixels in it: a change of either is another number
+
+
+def fingerprint(dataset: SegmentationDataset) -> str:
+    """Return a file name that stands for the samples of a dataset, whatever they depend on.
+
+    Each file counts with its size and time of change, so that a changed one is noticed. Another
+    Pillow may decode or resize to other pixels.
+    """
+    paths = [path for index in range(len(dataset)) for path in dataset.paths(index)]
+    folders = (dataset.root, dataset.label_root) if paths else ()
+    what = {
+        "format": [FORMAT, PIL.__version__],
+        "dataset": [dataset.name, dataset.option, dataset.lookup.tolist(), dataset.pairs],
+        "size": [dataset.size, dataset.resize_label],
+        "folders": [str(folder.resolve()) for folder in folders],
+        "files": [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, paths)],
+        "drawn from": None if paths else dataset.seed,
+    }
+    digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
+    size = "{}x{}".format(*dataset.size) if dataset.size else "own-size"
+    return f"{dataset.name}-{size}-{digest}"
+
+
+class CachedDataset(Dataset):
+    """A dataset whose samples are decoded once and copied from a file from then on.
+
+    The file begins with a checksum for each sample, 0 for none yet; the samples' bytes follow, in
+    places known beforehand. A sample counts only while its bytes have its checksum. So nothing
+    has to be locked, flushed or in order: all who write write the same bytes to the same place,
+    and whatever a kill, a power cut or a network file system left half there is decoded again.
+
+    Attributes are those of the dataset.
+
+    Args:
+        dataset: whose files do not change while it is open.
+        folder: of the file, made if absent; it may serve many datasets and runs at once.
+
+    Raises:
+        UserError: the folder cannot be written or has not enough space, found out at once.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, folder: str | Path) -> None:
+        self.dataset = dataset
+        self.shapes = [sample_shapes(dataset, index) for index in range(len(dataset))]
+        sizes = [sum(map(np.prod, shapes.values())) for shapes in self.shapes]
+        self.starts = np.cumsum([4 * len(dataset), *sizes])
+        self.path = Path(folder) / f"{fingerprint(dataset)}.samples"
+        self.file = open_allocated(self.path, int(self.starts[-1]))
+        mapped = mmap.mmap(self.file.fileno(), int(self.starts[-1]), access=mmap.ACCESS_READ)
+        self.bytes = np.frombuffer(mapped, np.uint8)
+        self.checksums = self.bytes[: 4 * len(dataset)].view(np.uint32)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked of an object that is not initialised yet, by copy
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        noted = self.checksums[index]
+        if noted:
+            content = self.bytes[self.starts[index] : self.starts[index + 1]].copy()
+            if checksum(content) == noted:
+                return {"name": self.dataset.pairs[index][0], **self.split(index, content)}
+        sample = self.dataset[index]
+        self.write(index, sample)
+        return sample
+
+    def split(self, index: int, content: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return the tensors of a sample, which share the memory of its bytes."""
+        tensors, start = {}, 0
+        for key, shape in self.shapes[index].items():
+            stop = start + np.prod(shape)
+            tensors[key] = torch.from_numpy(content[start:stop].reshape(shape))
+            start = stop
+        return tensors
+
+    def write(self, index: int, sample: dict[str, Any]) -> None:
+        """Write a sample's bytes, then their checksum.
+
+        Not through the map, as a failing disk would end the process by a signal.
+        """
+        content = np.concatenate([sample[key].numpy().ravel() for key in self.shapes[index]])
+        try:
+            os.pwrite(self.file.fileno(), content, int(self.starts[index]))
+            os.pwrite(self.file.fileno(), np.uint32(checksum(content)), 4 * index)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write this cache: {error.strerror}") from error
+
+
+def checksum(content: np.ndarray) -> int:
+    """Return CRC-32 of the bytes, never 0."""
+    return zlib.crc32(content) or 1
+
+
+def sample_shapes(dataset: SegmentationDataset, index: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a sample's tensors; what has the file's own size is in its header."""
+    resized = dataset.size and tuple(dataset.size)[::-1]
+    labelled = dataset.pairs[index][1] is not None
+    all_resized = resized and (dataset.resize_label or not labelled)
+    own = None if all_resized else dataset.full_size(index)
+    shapes = {"image": (3, *(resized or own))}
+    if labelled:
+        shapes["label"] = own or resized
+    return shapes
+
+
+def open_allocated(path: Path, size: int) -> BinaryIO:
+    """Open a file for reading and writing, all its bytes reserved on the disk.
+
+    Raises:
+        UserError: it cannot be made, or there is not enough space; then it is removed.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        raise UserError(f"cannot write --cache {path.parent}: {error.strerror}") from error
+    fcntl.flock(file, fcntl.LOCK_EX)  # one process reserves, the others find it done
+    try:
+        have = os.fstat(file.fileno())
+        if have.st_size < size:
+            if shutil.disk_usage(path.parent).free < size - 512 * have.st_blocks:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        file.close()
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"--cache {path.parent}: {path.name} needs {size / 1e9:.3f} GB, "
+            f"{free / 1e9:.3f} GB are free: {error.strerror}"
+        ) from error
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return file
