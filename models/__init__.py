@@ -12,6 +12,7 @@ from models.deeplabv2 import DeepLabV2
 from models.deeplabv3plus import DeepLabV3Plus
 from models.layers import choose, fold_batchnorm
 from models.normalisation import NORMALISATIONS, normalise
+from models.recompute import checkpoint_activations
 from models.weights import LoadReport, load_state, load_weights, read_weights_file
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "NORMALISATIONS",
     "LoadReport",
     "build_model",
+    "checkpoint_activations",
     "fold_batchnorm",
     "load_state",
     "load_weights",

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from models.layers import conv_norm_relu, norm, require_positive, upsample_to
 from models.normalisation import NORMALISATIONS
+from models.recompute import Block
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Block):
     """Two 3x3 convolutions, the first dilated, beside the identity."""
 
     def __init__(self, channels: int, dilation: int, kind: str):

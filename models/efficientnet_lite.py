@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import DepthwiseConv2d, SameConv2d, choose
+from models.recompute import Block
 
 # Name -> (width coefficient, depth coefficient)
 LITES = {
@@ -41,7 +42,7 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Block):
     """Expand, filter each channel, project; add the input where the shapes allow it."""
 
     def __init__(

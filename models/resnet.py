@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import choose
+from models.recompute import Block
 
 # Name -> (bottleneck blocks, blocks in layer1..4)
 RESNETS = {
@@ -24,7 +25,7 @@ STAGES = {
 }
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Block):
     """Two 3x3 convolutions beside a shortcut (ResNet-18 and -34)."""
 
     expansion = 1
@@ -44,7 +45,7 @@ class BasicBlock(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions beside a shortcut (ResNet-50 and -101)."""
 
     expansion = 4
