@@ -183,10 +183,12 @@ def make_model(
     seed: int,
     device: torch.device,
     weights: tuple[str | None, ...] = (),
+    recompute: bool = False,
 ) -> torch.nn.Module:
     """Build a network for training, the same random weights for the same seed.
 
     Args:
+        recompute: the backbone's activations in backward; see `models.checkpoint_activations`.
         weights: what to load, one after the other: files, "imagenet", or None and "none" for
             nothing. What was loaded, skipped and missing is printed.
     """
@@ -196,4 +198,35 @@ def make_model(
     for source in weights:
         if source not in (None, "none"):
             print(models.load_weights(model, source), flush=True)
+    if recompute:
+        models.checkpoint_activations(model)
     return model.to(device, memory_format=torch.channels_last).train()
+
+
+def make_forward(
+    model: torch.nn.Module, precision: str, device: torch.device, *, compiled: bool = False
+) -> Callable:
+    """Return the function that runs a network in training: images of 0 to 255 -> its outputs.
+
+    Args:
+        precision: bf16 or fp32; see `autocast`.
+        compiled: by torch.compile, once for each size of images. The network itself stays as it
+            is: its checkpoints have the same keys, and validation runs it uncompiled.
+
+    Raises:
+        UserError: this machine cannot compile.
+    """
+
+    def forward(images: torch.Tensor, **how) -> dict[str, torch.Tensor]:
+        with autocast(precision, device):
+            return model(models.normalise(images, model.normalisation), **how)
+
+    if not compiled:
+        return forward
+    try:
+        torch.compile(torch.neg)(torch.zeros(8, device=device))
+    except RuntimeError as error:
+        wanted = "Triton" if device.type == "cuda" else "a C++ compiler"
+        cause = str(error).splitlines()[0]
+        raise UserError(f"--compile needs {wanted} that works here: {cause}") from error
+    return torch.compile(forward, dynamic=False)
