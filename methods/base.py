@@ -83,9 +83,7 @@ class Watch:
         values = {"confident": share, "largest_class": largest, "classes": float(classes)}
         warning = None
         if share < 0.01:
-            warning = (
-                f"the teacher never becomes confident: {share:.2%} of pixels are over the threshold"
-            )
+            warning = f"the teacher never becomes confident: {share:.2%} of the pixels count"
         elif largest > 0.95:
             warning = f"the pseudo labels collapse: {largest:.1%} are class {sure.index(max(sure))}"
         elif 2 * classes < expected:
