@@ -4,6 +4,7 @@ Logits stay at the network's own resolution. They are resized and reduced to cla
 by `kernels.argmax_upsample`, so that no [N,C,H,W] tensor of the label's size ever exists.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,13 +97,18 @@ class Predictor:
         Args:
             images: uint8 [N,3,H,W] RGB, on any device.
         """
-        assert not self.model.training, "the network is in training mode"
-        images = models.normalise(
-            images.to(self.device, non_blocking=True), self.model.normalisation
-        )
         if self.scales == (1.0,) and not self.flip:
-            return self._forward(images)
+            return self._forward(self._normalised(images))
+        return log_probs(self.probabilities(images))
 
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return the softmax averaged over the views, float32 [N,C,h,w], the largest one's grid.
+
+        Args:
+            images: uint8 [N,3,H,W] RGB, on any device.
+        """
+        images = self._normalised(images)
         total: Tensor | None = None
         for scale in sorted(self.scales, reverse=True):
             scaled = _resize_images(images, scale)
@@ -113,9 +119,12 @@ class Predictor:
                 if total is None:
                     total = torch.zeros_like(probs)
                 total += _resize(probs, total.shape[-2:], self.align_corners)
-        mean = total / (len(self.scales) * (1 + self.flip))
-        # A probability that underflowed to 0 would make -inf * 0 = nan in the interpolation.
-        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+        return total / (len(self.scales) * (1 + self.flip))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        assert not self.model.training, "the network is in training mode"
+        images = images.to(self.device, non_blocking=True)
+        return models.normalise(images, self.model.normalisation)
 
     def _forward(self, images: Tensor) -> Tensor:
         if self.slide is None:
@@ -126,6 +135,57 @@ class Predictor:
         images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.precision, self.device):
             return self.model(images, aux=False)["out"].float()
+
+
+class Ensemble:
+    """Predict class ids with several networks: the mean of their softmax probabilities.
+
+    Every network's probabilities (themselves the mean of its views) are resized to the grid of the
+    one with the most cells; the logarithm of the mean then takes the place of the logits.
+
+    Args:
+        predictors: of the same classes, device and align_corners; their networks, normalisation
+            and strides may differ. One alone predicts what it predicts by itself.
+        weights: of each in the mean, above 0; None for 1 each.
+    """
+
+    def __init__(self, predictors: list[Predictor], weights: list[float] | None = None) -> None:
+        assert len({(p.device, p.align_corners) for p in predictors}) == 1, "members must agree"
+        self.predictors = predictors
+        self.weights = weights or [1.0] * len(predictors)
+        self.device = predictors[0].device
+        self.align_corners = predictors[0].align_corners
+
+    # the same method for one network and for several
+    __call__ = Predictor.__call__
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return float32 [N,C,h,w] on the finest grid of the networks.
+
+        Args:
+            images: uint8 [N,3,H,W] RGB, on any device.
+        """
+        if len(self.predictors) == 1:
+            return self.predictors[0].logits(images)
+        images = images.to(self.device, non_blocking=True)
+        return self.mean([predictor.probabilities(images) for predictor in self.predictors])
+
+    def mean(self, probs: list[Tensor]) -> Tensor:
+        """Return the logarithm of the weighted mean, float32 [N,C,h,w], on the finest grid.
+
+        Args:
+            probs: float32 [N,C,h,w] of every network, each on its own grid.
+        """
+        size = max((p.shape[-2:] for p in probs), key=math.prod)
+        share = [weight / sum(self.weights) for weight in self.weights]
+        resized = (_resize(p, size, self.align_corners) for p in probs)
+        return log_probs(sum(w * p for w, p in zip(share, resized, strict=True)))
+
+
+def log_probs(probs: Tensor) -> Tensor:
+    """Return finite logarithms: a probability of 0 would make -inf * 0 = nan when interpolated."""
+    return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
 
 def _resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -170,12 +230,12 @@ def _collate(samples: list[dict]) -> dict:
 
 
 def predict(
-    predictor: Predictor, dataset: Dataset, *, with_confidence: bool = False, **loading
+    predictor: Predictor | Ensemble, dataset: Dataset, *, with_confidence: bool = False, **loading
 ) -> Iterator[tuple[dict, Tensor, Tensor | None]]:
     """Predict every image of a dataset, in order, at the size of its label or file.
 
     Args:
-        predictor: see `Predictor`.
+        predictor: `Predictor` or `Ensemble`.
         dataset: of segshift.
         with_confidence: fill the third entry.
         **loading: batch_size (1 if left out), num_workers and timeout_seconds of
@@ -221,6 +281,7 @@ def open_dataset(
     data_options: dict,
     checkpoint: dict,
     labelled: bool = True,
+    cache_dir: str | None = None,
 ) -> Dataset:
     """Open the images a network is to be run on, their labels in their own size.
 
@@ -235,6 +296,7 @@ def open_dataset(
         checkpoint: of ours, or empty: `dataset`, `input_size`, and `data` with `root`, `split`,
             `list_file` and `options`.
         labelled: whether the labels are read.
+        cache_dir: where decoded samples are kept; see `datasets.build_dataset`.
 
     Raises:
         UserError: no dataset is named, or it cannot be opened; see `datasets.build_dataset`.
@@ -254,14 +316,24 @@ def open_dataset(
         "size": input_size or checkpoint.get("input_size"),
         "resize_label": False,
         "labelled": labelled,
+        "cache_dir": cache_dir,
         **known.get("options", {}),
         **data_options,
     }
     return build_dataset(**arguments)
 
 
-def restore(
-    path: str | Path,
+def restore(path: str | Path, device: torch.device, **how) -> tuple[Predictor, Dataset]:
+    """Load one network for inference and open the images it is to be run on.
+
+    Arguments, results and errors are those of `restore_all`.
+    """
+    (predictor,), dataset = restore_all([path], device, **how)
+    return predictor, dataset
+
+
+def restore_all(
+    paths: list[str],
     device: torch.device,
     *,
     architecture: dict | None,
@@ -269,44 +341,69 @@ def restore(
     precision: str = "auto",
     align_corners: bool | None = None,
     **how,
-) -> tuple[Predictor, Dataset]:
-    """Load a network for inference and open the images it is to be run on.
+) -> tuple[list[Predictor], Dataset]:
+    """Load networks of the same classes for inference and open the images they are to be run on.
 
     Args:
-        path: a checkpoint of ours, or weights of another project when `architecture` is given.
-        device: where the network goes.
+        paths: checkpoints of ours, or weights of another project when `architecture` is given.
+        device: where the networks go.
         architecture: `name` and options of `models.build_model`; None for the checkpoint's.
-        data: see `open_dataset`.
+        data: see `open_dataset`; what it leaves open is what the first checkpoint says.
         precision: bf16, fp32, or auto for the checkpoint's, else what suits the device.
-        align_corners: None for the checkpoint's, else False.
+        align_corners: None for the checkpoints', else False.
         **how: of `Predictor`.
 
     Returns:
-        a predictor, its network's batch norms folded in fp32, and the dataset.
+        a predictor of each, its network's batch norms folded in fp32, and the dataset.
 
     Raises:
-        UserError: the file cannot be loaded, or its classes are not the dataset's.
+        UserError: a file cannot be loaded, its classes are not the dataset's, or the checkpoints
+            disagree on the input size or align_corners where the command line leaves it open.
     """
-    checkpoint: dict = {}
+    loaded = []
     if architecture is None:
-        model, checkpoint = load_model(path, device)
-    dataset = open_dataset(checkpoint=checkpoint, **data)
-    if architecture is not None:
+        loaded = [load_model(path, device) for path in paths]
+        given = {"input_size": data["input_size"], "align_corners": align_corners}
+        _check_agreement(paths, [checkpoint for _, checkpoint in loaded], given)
+    dataset = open_dataset(checkpoint=loaded[0][1] if loaded else {}, **data)
+    for path in paths if architecture is not None else ():
         model = models.build_model(num_classes=dataset.num_classes, **architecture)
         print(models.load_weights(model, path, strict=True), flush=True)
-    elif checkpoint["classes"] != dataset.class_names:
-        theirs, ours = checkpoint["classes"], dataset.class_names
-        raise UserError(
-            f"{path} knows {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
-            f"{dataset.name} has {len(ours)} ({', '.join(ours[:3])}, ...)"
-        )
-    if align_corners is None:
-        align_corners = checkpoint.get("align_corners", False)
-    if precision == "auto":
-        precision = checkpoint.get("precision", "auto")
-    precision = pick_precision(precision, device)
-    model = for_inference(model, precision).to(device, memory_format=torch.channels_last)
-    return Predictor(model, precision=precision, align_corners=align_corners, **how), dataset
+        loaded.append((model, {"classes": dataset.class_names}))
+    predictors = []
+    for path, (model, checkpoint) in zip(paths, loaded, strict=True):
+        _check_classes(path, checkpoint["classes"], dataset.name, dataset.class_names)
+        corners = checkpoint.get("align_corners", False) if align_corners is None else align_corners
+        chosen = checkpoint.get("precision", "auto") if precision == "auto" else precision
+        chosen = pick_precision(chosen, device)
+        model = for_inference(model, chosen).to(device, memory_format=torch.channels_last)
+        predictors.append(Predictor(model, precision=chosen, align_corners=corners, **how))
+    return predictors, dataset
+
+
+def _check_agreement(paths: list[str], checkpoints: list[dict], given: dict) -> None:
+    """Raise UserError where checkpoints differ in what one prediction can only have once."""
+    first = checkpoints[0]
+    for path, other in zip(paths, checkpoints, strict=True):
+        _check_classes(path, other["classes"], paths[0], first["classes"])
+        for key in [key for key, value in given.items() if value is None]:
+            if other.get(key) != first.get(key):
+                raise UserError(
+                    f"{paths[0]} has {key} {first.get(key)}, {path} {other.get(key)}: "
+                    f"give --{key.replace('_', '-')}"
+                )
+
+
+def _check_classes(one: str | Path, theirs: list[str], other: str | Path, ours: list[str]) -> None:
+    """Raise UserError that names the first class in which two tables differ."""
+    if theirs == ours:
+        return
+    pairs = itertools.zip_longest(theirs, ours, fillvalue="none")
+    c, (a, b) = next((c, pair) for c, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise UserError(
+        f"{one} knows {len(theirs)} classes, {other} has {len(ours)}; the first that differs: "
+        f"class {c} is {a} in the one, {b} in the other"
+    )
 
 
 def for_inference(model: nn.Module, precision: str) -> nn.Module:

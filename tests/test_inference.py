@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 from datasets import build_dataset
 from errors import UserError
-from inference import Predictor, for_inference, predict
+from inference import Ensemble, Predictor, for_inference, predict
 
 PLAIN = {"order": "RGB", "mean": [0.0] * 3, "std": [255.0] * 3}
 
@@ -221,3 +221,36 @@ def test_batch_norms_are_folded_in_fp32_and_kept_in_bf16():
     }
     assert "BatchNorm2d" not in kinds["fp32"]
     assert "BatchNorm2d" in kinds["bf16"]
+
+
+# ------------------------------------------------------------------ several networks
+
+
+def test_networks_are_averaged_as_probabilities():
+    image = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
+    image[..., :4] = 255  # class 0 with probability e^2 / (e^2 + 1) = 0.880797, then 0.119203
+    members = [Predictor(Sides(gain=2.0)), Predictor(Sides(gain=-2.0))]
+    confidence = Ensemble(members)(image, (1, 1), with_confidence=True)[1]
+    assert confidence.item() == pytest.approx(0.5)
+    ids, confidence = Ensemble(members, [1, 3])(image, (1, 1), with_confidence=True)
+    assert ids.item() == 1
+    assert confidence.item() == pytest.approx(0.25 * 0.119203 + 0.75 * 0.880797)
+
+
+def test_an_ensemble_of_one_is_that_network(images):
+    torch.manual_seed(0)
+    alone = Predictor(Cells(8), scales=(0.5, 1.0), flip=True)
+    one, same = alone(images, (128, 192), True), Ensemble([alone])(images, (128, 192), True)
+    assert torch.equal(one[0], same[0])
+    assert torch.equal(one[1], same[1])
+
+
+def test_networks_of_several_strides_meet_on_the_finest_grid():
+    torch.manual_seed(0)
+    fine, coarse = Cells(4), Cells(8)
+    coarse.head.load_state_dict(fine.head.state_dict())
+    image = torch.full((1, 3, 32, 48), 90, dtype=torch.uint8)
+    ensemble = Ensemble([Predictor(coarse), Predictor(fine)])
+    logits = ensemble.logits(image)
+    assert logits.shape == (1, 3, 8, 12)
+    torch.testing.assert_close(logits.softmax(1), Predictor(fine).logits(image).softmax(1))
