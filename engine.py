@@ -1,6 +1,7 @@
 """What every script shares: errors, devices, seeds, models and schedules."""
 
 import hashlib
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -8,11 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+import distributed
 import models
 from errors import UserError
 
-# A loader worker that died or hangs is the machine's fault and not a bug of ours.
-_MACHINE_FAULTS = ("DataLoader worker", "DataLoader timed out")
+# A loader worker that died or hangs, or another process that ended, is no bug of ours.
+_MACHINE_FAULTS = ("DataLoader worker", "DataLoader timed out", "/gloo/")
 
 
 def run(main: Callable, parse_args: Callable) -> None:
@@ -29,14 +31,16 @@ def run(main: Callable, parse_args: Callable) -> None:
             file=sys.stderr,
         )
     try:
+        distributed.start()
         main(args)
+        distributed.stop()
     except UserError as error:
         line = str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")
         sys.exit(_fail(line))
     except OSError as error:
         sys.exit(_fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")))
     except RuntimeError as error:
-        if not str(error).startswith(_MACHINE_FAULTS):
+        if not any(fault in str(error) for fault in _MACHINE_FAULTS):
             raise
         sys.exit(_fail(str(error).splitlines()[0]))
     except KeyboardInterrupt:
@@ -44,7 +48,8 @@ def run(main: Callable, parse_args: Callable) -> None:
 
 
 def _fail(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    where = f" (process {distributed.rank()})" if distributed.world_size() > 1 else ""
+    print(f"error: {line}{where}", file=sys.stderr, flush=True)
     return 2
 
 
@@ -52,9 +57,14 @@ def _fail(line: str) -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device `name` means: auto, cpu, cuda or cuda:N."""
+    """Return the device `name` means: auto, cpu, cuda or cuda:N.
+
+    Of several processes on a node, each takes the GPU of its own number for auto and cuda.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.world_size() > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -27,7 +27,7 @@ ALLOWED = {
     "distributed": set(),
     "engine": {"distributed", "models"},
     "checkpoint": {"models"},
-    "loading": {"engine"},
+    "loading": {"checkpoint", "datasets", "engine"},
     "log": {"checkpoint", "distributed"},
     "run": {"checkpoint", "distributed", "engine", "log", "models"},
     "losses": set(),

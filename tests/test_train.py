@@ -420,3 +420,25 @@ def test_a_save_is_due_by_the_clock(adapt, tmp_path: Path, monkeypatch):
     saved.clear()
     adapt(tmp_path / "never", *flags, "0")
     assert saved == [3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_every_process_stops_after_the_step(data: str, tmp_path: Path, number):
+    """Slurm may signal the loader's workers too: none may die before the main process is done."""
+    words = ["--snapshot-dir", str(tmp_path), "--data-dir", data, *SMALL, "--print-every", "1"]
+    words += ["--num-steps", "100000", "--num-workers", "2", "--method", "none"]
+    command = [sys.executable, "train_da.py", *words]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **how) as process:
+        line = ""
+        while "steps/s" not in line:
+            line = process.stdout.readline()
+            assert line, "ended early"
+        os.killpg(process.pid, number)
+        os.killpg(process.pid, number)
+        start = time.monotonic()
+        assert process.wait(timeout=30) == 75, process.stdout.read()
+        assert time.monotonic() - start < 10
+    with pytest.raises(ProcessLookupError):  # no worker is left behind
+        os.killpg(process.pid, 0)
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["step"] >= 1
