@@ -12,6 +12,11 @@ import torch.nn.functional as F
 
 from errors import UserError
 
+# A crop of an image drawn for a rare class should hold more of it than this share of the image:
+# DAFormer's 0.5 x 3000 pixels of 1280x720.
+RARE_CLASS_SHARE = 0.5 * 3000 / (1280 * 720)
+CROPS_TRIED = 10
+
 
 @torch.no_grad()
 def warp(
@@ -21,6 +26,7 @@ def warp(
     crop_size: tuple[int, int] | None = None,
     scale: tuple[float, float] = (1.0, 1.0),
     mirror: bool = False,
+    rare_class: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scale, crop and mirror each image of a batch at random, its label along with it.
 
@@ -30,6 +36,7 @@ def warp(
         crop_size: (W, H) in pixels; None keeps the size.
         scale: range of a uniform factor; what lies outside the image is black, label 255.
         mirror: flip left to right with probability 1/2.
+        rare_class: int64 [N], the class that each crop should hold; see `crops_with`.
 
     Returns:
         float32 images [N,3,h,w] and uint8 labels [N,h,w] or [N,K,h,w] (None without labels).
@@ -45,15 +52,18 @@ def warp(
     factor, left, top, flip = torch.rand(4, n)
     if (crop_w, crop_h) == (width, height) and scale == (1.0, 1.0) and not mirror:
         return images, labels
-    factor = scale[0] + factor * (scale[1] - scale[0])
-    # left and top in whole pixels of the scaled image, so that scale 1 copies pixels exactly
-    left = (left * (width * factor - crop_w + 1)).floor()
-    top = (top * (height * factor - crop_h + 1)).floor()
-    sign = torch.where(flip < 0.5, -1.0, 1.0) if mirror else torch.ones(n)
+    if rare_class is None:
+        factor = scale[0] + factor * (scale[1] - scale[0])
+        left = place(left, width * factor, crop_w)
+        top = place(top, height * factor, crop_h)
+    else:
+        factor, left, top = crops_with(rare_class, labels, (crop_w, crop_h), scale)
+        flip = flip.to(images.device, non_blocking=True)
+    sign = torch.where(flip < 0.5, -1.0, 1.0) if mirror else torch.ones_like(flip)
     # grid_sample's coordinates run from -1 to 1 over the input: x_in = a * x_out + b
     a_x, a_y = crop_w / (width * factor), crop_h / (height * factor)
     b_x, b_y = 2 * left / (width * factor) + a_x - 1, 2 * top / (height * factor) + a_y - 1
-    zero = torch.zeros(n)
+    zero = torch.zeros_like(flip)
     theta = torch.stack([a_x * sign, zero, b_x, zero, a_y, b_y], 1).view(n, 2, 3)
     grid = F.affine_grid(
         theta.to(images.device, non_blocking=True), (n, 1, crop_h, crop_w), align_corners=False
@@ -65,6 +75,57 @@ def warp(
         inverse = F.grid_sample(inverse, grid, mode="nearest", align_corners=False)
         labels = 255 - inverse.view(*labels.shape[:-2], crop_h, crop_w).to(torch.uint8)
     return images, labels
+
+
+def place(draw: torch.Tensor, length: torch.Tensor, crop: int) -> torch.Tensor:
+    """Return where a crop begins: a whole pixel, so that a scale of 1 copies pixels exactly.
+
+    Args:
+        draw: uniform, 0 to 1.
+        length: of the scaled image, in pixels.
+        crop: its length in pixels.
+    """
+    return (draw * (length - crop + 1)).floor()
+
+
+def crops_with(
+    rare_class: torch.Tensor,
+    labels: torch.Tensor,
+    crop_size: tuple[int, int],
+    scale: tuple[float, float],
+) -> torch.Tensor:
+    """Choose the first of ten random crops of each image with enough of a class, else the last.
+
+    Args:
+        rare_class: int64 [N], the class of each image.
+        labels: uint8 [N,H,W].
+        crop_size: W, H in pixels.
+        scale: range of the images' uniform factor.
+
+    Returns:
+        float32 [3,N], on the labels' device: factor, and left and top in the scaled image.
+
+    Source: DAFormer (Hoyer et al. 2022), section 3.3. Deviation: all ten are drawn at once and
+    counted in a summed-area table, so that a GPU is not waited for.
+    """
+    n, height, width = labels.shape
+    draws = torch.rand(3, n, CROPS_TRIED).to(labels.device, non_blocking=True)
+    factor = scale[0] + draws[0] * (scale[1] - scale[0])
+    left = place(draws[1], width * factor, crop_size[0])
+    top = place(draws[2], height * factor, crop_size[1])
+    # table[y, x]: pixels of the class above y and left of x, in the image as it was
+    table = (labels == rare_class.view(n, 1, 1)).cumsum(1, dtype=torch.int32)
+    table = F.pad(table.cumsum(2, dtype=torch.int32), (1, 0, 1, 0)).flatten(1)
+    x0, x1 = ((x / factor).round().clamp(0, width).long() for x in (left, left + crop_size[0]))
+    y0, y1 = ((y / factor).round().clamp(0, height).long() for y in (top, top + crop_size[1]))
+    corners = [
+        table.gather(1, y * (width + 1) + x) for x, y in ((x1, y1), (x0, y1), (x1, y0), (x0, y0))
+    ]
+    held = (corners[0] - corners[1] - corners[2] + corners[3]) * factor**2
+    enough = held > RARE_CLASS_SHARE * width * height
+    enough[:, -1] = True
+    chosen = enough.int().argmax(1, keepdim=True)
+    return torch.stack([factor, left, top]).gather(2, chosen.expand(3, n, 1)).squeeze(2)
 
 
 def warp_batch(batch: dict, name: str, **how) -> dict:

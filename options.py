@@ -206,6 +206,11 @@ def add_device(parser: Parser) -> None:
         metavar="SECONDS",
         help="a read that takes longer is an error (with workers; 0 waits for ever)",
     )
+    group.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="keep decoded images and labels there, for later epochs, runs and processes",
+    )
 
 
 def add_recipe(parser: Parser) -> None:
@@ -254,6 +259,14 @@ def add_training(parser: Parser) -> None:
         action=BOOLEAN,
         default=False,
         help="weight classes by sqrt(median frequency / frequency), within 0.3 to 4",
+    )
+    group.add_argument(
+        "--rare-class-sampling",
+        nargs="?",
+        type=at_least(1e-4, float),
+        const=0.01,
+        metavar="T",
+        help="draw labelled images by their rare classes (DAFormer's); temperature %(const)s",
     )
     group.add_argument(
         "--align-corners",
@@ -330,6 +343,7 @@ def data_values(args: argparse.Namespace) -> dict:
         "list_file": args.data_list,
         "input_size": args.input_size,
         "data_options": dict(args.data_option),
+        "cache_dir": args.cache,
     }
 
 

@@ -60,8 +60,8 @@ class Run:
 
     # options that change no number of the run
     FREE = frozenset(
-        {"snapshot_dir", "device", "num_workers", "loader_timeout", "print_every", "tensorboard"}
-        | {"save_every_minutes", "keep_last"}
+        {"snapshot_dir", "device", "num_workers", "loader_timeout", "cache", "print_every"}
+        | {"save_every_minutes", "keep_last", "tensorboard"}
         | {"save_pred_every", "num_steps_stop", "data_dir", "data_dir_target", "baseline", "recipe"}
     )
 

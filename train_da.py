@@ -21,7 +21,14 @@ import methods
 import options
 from checkpoint import write_text
 from errors import UserError
-from loading import class_weights, join_datasets, make_loader, step_batches
+from loading import (
+    RareClasses,
+    class_counts,
+    class_weights,
+    join_datasets,
+    make_loader,
+    step_batches,
+)
 from run import Run, describe, say
 
 
@@ -127,6 +134,7 @@ def open_data(args) -> dict:
                 list_file=listed,
                 size=args.input_size,
                 seed=args.random_seed,
+                cache_dir=args.cache,
                 **own_options(name, "source", args.source_option),
             )
             for name, folder, listed, split in zip(names, *each, strict=True)
@@ -134,6 +142,7 @@ def open_data(args) -> dict:
     )
     folder = None if args.target == "streets" else args.data_dir_target or folders[0]
     how = {"size": args.input_size_target or args.input_size, "seed": args.random_seed}
+    how |= {"cache_dir": args.cache}
     how |= own_options(args.target, "target", args.target_option)
     target = build_dataset(
         args.target,
@@ -165,10 +174,15 @@ def open_data(args) -> dict:
         )
     elif args.pseudo_confidence:
         raise UserError("--pseudo-confidence goes with --pseudo-labels")
-    class_weight = None
-    if args.class_balance:  # here, as the baseline and the adapted network share it
+    class_weight = rare_classes = None
+    if args.class_balance or args.rare_class_sampling:
+        # here, as the baseline and the adapted network share them
         loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
-        class_weight = class_weights(source, **loading)
+        counts = class_counts(source, args.cache or args.snapshot_dir, **loading)
+        if args.class_balance:
+            class_weight = class_weights(counts)
+        if args.rare_class_sampling:
+            rare_classes = RareClasses(counts, args.input_size, args.rare_class_sampling)
     return {
         "source": source,
         "target": target,
@@ -176,6 +190,7 @@ def open_data(args) -> dict:
         "pseudo": pseudo,
         "val": val,
         "class_weight": class_weight,
+        "rare_classes": rare_classes,
     }
 
 
@@ -259,7 +274,13 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
     batches = {"seed": args.random_seed, "device": device, **loading}
     first_target = max(0, start - args.adapt_from) * args.iter_size
-    next_source = step_batches(source, args.batch_size, start=start * args.iter_size, **batches)
+    next_source = step_batches(
+        source,
+        args.batch_size,
+        start=start * args.iter_size,
+        rare_classes=data["rare_classes"],
+        **batches,
+    )
     next_of = {}
     for domain in domains:
         # another order for each: where all hold the same images, a step should not draw them twice
@@ -279,7 +300,8 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
             engine.update_teacher(teacher, model, args.teacher_momentum, step - args.adapt_from)
         for _ in range(args.iter_size):
             batch = next(next_source)
-            images, label = augment.warp(batch["image"], batch["label"], **crop)
+            rare = batch.get("rare_class")
+            images, label = augment.warp(batch["image"], batch["label"], rare_class=rare, **crop)
             images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
             out = student(images)
             terms = losses.segmentation(out, label, args.lambda_seg, **how)

@@ -14,7 +14,7 @@ import json
 import engine
 import options
 from checkpoint import write_text
-from loading import class_weights, step_batches
+from loading import RareClasses, class_counts, class_weights, step_batches
 from run import Run, describe
 
 
@@ -49,7 +49,8 @@ def main(args) -> None:
     device = engine.pick_device(args.device)
     precision = engine.pick_precision(args.precision, device)
     loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
-    where = {"size": args.input_size, "seed": args.random_seed, **dict(args.data_option)}
+    where = {"size": args.input_size, "seed": args.random_seed, "cache_dir": args.cache}
+    where |= dict(args.data_option)
     train_set = build_dataset(
         args.dataset,
         args.data_dir,
@@ -81,9 +82,13 @@ def main(args) -> None:
         momentum=args.momentum,
         weight_decay=args.weight_decay,
     )
-    class_weight = None
-    if args.class_balance:
-        class_weight = class_weights(train_set, **loading).to(device)
+    class_weight = rare_classes = None
+    if args.class_balance or args.rare_class_sampling:
+        counts = class_counts(train_set, args.cache or args.snapshot_dir, **loading)
+        if args.class_balance:
+            class_weight = class_weights(counts).to(device)
+        if args.rare_class_sampling:
+            rare_classes = RareClasses(counts, args.input_size, args.rare_class_sampling)
     meta = describe(val, args.input_size, args.align_corners, precision)
     plain = {**vars(args), "precision": precision}
     saving = {"save_every_minutes": args.save_every_minutes, "keep_last": args.keep_last}
@@ -105,6 +110,7 @@ def main(args) -> None:
         seed=args.random_seed,
         start=start * args.iter_size,
         device=device,
+        rare_classes=rare_classes,
         **loading,
     )
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
@@ -114,7 +120,8 @@ def main(args) -> None:
         optimizer.zero_grad(set_to_none=True)
         for _ in range(args.iter_size):
             batch = next(batches)
-            images, label = augment.warp(batch["image"], batch["label"], **crop)
+            rare = batch.get("rare_class")
+            images, label = augment.warp(batch["image"], batch["label"], rare_class=rare, **crop)
             images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
             with engine.autocast(precision, device):
                 out = model(models.normalise(images, model.normalisation))

@@ -81,6 +81,7 @@ class CachedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]  # from the end, where negative
         noted = self.checksums[index]
         if noted:
             content = self.bytes[self.starts[index] : self.starts[index + 1]].copy()
