@@ -74,6 +74,14 @@ class Head(nn.Module):
         return self.classifier(self.refine(x))
 
 
+class AuxiliaryHead(nn.Sequential):
+    """Classify the encoder's third stage: one 3x3 convolution, then 1x1."""
+
+    def __init__(self, in_channels: int, num_classes: int, width: int, norm: str):
+        refine = conv_norm_relu(in_channels, width, 3, norm)
+        super().__init__(refine, nn.Conv2d(width, num_classes, 1))
+
+
 class DeepLabV3Plus(nn.Module):
     """DeepLabv3+: dilated encoder, ASPP with image pooling, decoder at stride 4.
 
@@ -87,14 +95,17 @@ class DeepLabV3Plus(nn.Module):
         width: channels of ASPP and decoder; None for the backbone's: 256, light head 64.
         norm: "group" or "batch" in the head. Group norm trains at batch size 1 and keeps the
             statistics of the domains apart.
-        head_lr_factor: learning rate of the head over that of the encoder, in `param_groups`.
+        multi_level: add an auxiliary head on the third stage: layer3 of a ResNet, the fifth of
+            EfficientNet-Lite's seven stages; in both the last of stride 16 (8 at stride 8).
+        head_lr_factor: learning rate of the heads over that of the encoder, in `param_groups`.
 
     Raises:
         UserError: a value that does not exist.
 
     Source: Chen et al., 2018, Encoder-Decoder with Atrous Separable Convolution, section 3.
     Deviations: plain convolutions where it has separable ones, group norm by default, no
-    normalisation of the image pooling, no dropout; the light head is ours.
+    normalisation of the image pooling, no dropout; the light head is ours. The auxiliary head is
+    that of Zhao et al., 2017, Pyramid Scene Parsing Network, section 3.3, without its dropout.
     """
 
     def __init__(
@@ -106,6 +117,7 @@ class DeepLabV3Plus(nn.Module):
         dilations: Sequence[int] | None = None,
         width: int | None = None,
         norm: str = "group",
+        multi_level: bool = False,
         head_lr_factor: float = 3.0,
     ):
         super().__init__()
@@ -126,28 +138,41 @@ class DeepLabV3Plus(nn.Module):
             "dilations": dilations,
             "width": width,
             "norm": norm,
+            "multi_level": multi_level,
             "head_lr_factor": head_lr_factor,
         }
         self.normalisation = dict(NORMALISATIONS["lite" if light else "torchvision"])
         encoder = EfficientNetLite if light else ResNet
         self.encoder = encoder(backbone, output_stride)
         self.head = Head(self.encoder.channels, num_classes, width, dilations, norm, light)
+        self.aux_head = None
+        if multi_level:
+            self.aux_head = AuxiliaryHead(self.encoder.channels[2], num_classes, width, norm)
 
     def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
         """Predict logits at a quarter of the size.
 
         Args:
             images: float [N,3,H,W], normalised.
-            aux: taken for the contract's sake; this network has no auxiliary output.
+            aux: whether to compute the auxiliary logits, where the network has them.
 
         Returns:
-            "out": float [N,C,ceil(H/4),ceil(W/4)].
+            "out" and, with two levels, "aux": float [N,C,ceil(H/4),ceil(W/4)]. The auxiliary logits
+            are brought to the size of the main ones, so that discriminators and losses that
+            compare the two see maps of one resolution.
         """
-        return {"out": self.head(self.encoder.features(images))}
+        features = self.encoder.features(images)
+        outputs = {"out": self.head(features)}
+        if aux and self.aux_head is not None:
+            outputs["aux"] = upsample_to(self.aux_head(features[2]), outputs["out"])
+        return outputs
 
     def param_groups(self, lr: float) -> list[dict]:
-        """Split the trainable parameters: the encoder at `lr`, the head at a multiple of it."""
-        factors = {self.encoder: 1.0, self.head: self.arch["head_lr_factor"]}
+        """Split the trainable parameters: the encoder at `lr`, the heads at a multiple of it."""
+        factor = self.arch["head_lr_factor"]
+        factors = {self.encoder: 1.0, self.head: factor}
+        if self.aux_head is not None:
+            factors[self.aux_head] = factor
         return [
             {"params": [p for p in part.parameters() if p.requires_grad], "lr": factor * lr}
             for part, factor in factors.items()
