@@ -311,6 +311,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
             if not adapt:
                 continue
             batch = {
+                "step": step,
                 "source_image": images,
                 "source_label": label,
                 "source_out": {key: value.detach() for key, value in out.items()},

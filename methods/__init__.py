@@ -12,8 +12,9 @@ optimiser. What train_da.py relies on:
     diagnose()                 -> ({name: value to log}, [warning]), once an interval
     finish(model, batches)     once at the end; True if it changed the model
 
-`batch` always holds source_image (float [N,3,H,W], 0 to 255), source_label (uint8 [N,H,W]) and
-source_out (detached logits). The other domains are there when a need begins with their name:
+`batch` always holds step (how many were done), source_image (float [N,3,H,W], 0 to 255),
+source_label (uint8 [N,H,W]) and source_out (detached logits). The other domains are there when a
+need begins with their name:
 
     target                     target_image
     labelled                   labelled_image, labelled_label: of --target-labels
@@ -41,6 +42,7 @@ from methods.fixmatch import FixMatch
 from methods.mix import Mix
 from methods.pseudo import Pseudo
 from methods.supervised import TargetSupervised
+from methods.uncertainty import Memory, Rectify
 
 __all__ = ["METHODS", "Method", "add_options", "build_methods", "domains_of"]
 
@@ -52,6 +54,8 @@ METHODS = {
     "fixmatch": FixMatch,
     "target_supervised": TargetSupervised,
     "pseudo": Pseudo,
+    "memory": Memory,
+    "rectify": Rectify,
     "adabn": AdaBN,
 }
 
