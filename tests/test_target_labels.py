@@ -276,7 +276,7 @@ EACH = {
     "mix within the target": "--method mix --mix-from target --mix-weight pixel",
     "mix of true labels": "--method mix --mix box --mix-labels true --target-labels all",
     "all": "--method adversarial entropy fixmatch target_supervised mix pseudo"
-    " --target-labels 2 --pseudo-labels PSEUDO --iter-size 2",
+    " --target-labels 2 --pseudo-labels PSEUDO",
 }
 
 
@@ -290,11 +290,34 @@ def test_each_trains_resumes_bit_for_bit_and_has_a_control(
     assert adapt(data, tmp_path / "parts", *words, "--num-steps-stop", "2")["step"] == 2
     assert_equal(whole["state"], adapt(data, tmp_path / "parts", *words)["state"])
     control = adapt(data, tmp_path / "control", *words, "--control")
-    steps = ["--iter-size", "2"] if "--iter-size" in words else []
-    alone = adapt(data, tmp_path / "alone", "--method", "none", "--num-steps", "4", *steps)
+    alone = adapt(data, tmp_path / "alone", "--method", "none", "--num-steps", "4")
     assert_equal(alone["state"]["model"], control["state"]["model"])
     weight = "classifier.weight"
     assert not torch.equal(whole["state"]["model"][weight], alone["state"]["model"][weight])
+
+
+def test_two_batches_a_step_resume_too(data: Path, pseudo: Path, tmp_path: Path):
+    words = f"--method target_supervised pseudo fixmatch --target-labels 2 --pseudo-labels {pseudo}"
+    words = [*words.split(), "--num-steps", "3", "--iter-size", "2", "--num-workers", "0"]
+    whole = adapt(data, tmp_path / "whole", *words)
+    adapt(data, tmp_path / "parts", *words, "--num-steps-stop", "2")
+    assert_equal(whole["state"], adapt(data, tmp_path / "parts", *words)["state"])
+
+
+def test_two_heads_train_and_resume(data: Path, pseudo: Path, tmp_path: Path):
+    words = f"--method memory rectify adversarial --memory-from 3 --pseudo-labels {pseudo}"
+    words += " --model deeplabv3plus --backbone efficientnet_lite0 --multi-level --width 16"
+    words = f"{words} --auto-augment --num-steps 4 --print-every 1 --num-workers 0".split()
+    whole = adapt(data, tmp_path / "whole", *words)
+    assert adapt(data, tmp_path / "parts", *words, "--num-steps-stop", "2")["step"] == 2
+    assert_equal(whole["state"], adapt(data, tmp_path / "parts", *words)["state"])
+    lines = [json.loads(line) for line in (tmp_path / "parts/log.jsonl").read_text().splitlines()]
+    logged = [line for line in lines if "memory" in line]
+    assert [line["step"] for line in logged] == [2, 3, 4]  # SMALL adapts from step 1
+    for head in ("memory", "memory_aux"):
+        assert [line[head] > 0 for line in logged] == [False, False, True]
+    for line in logged:
+        assert min(line["rectify"], line["rectify_aux"], line["adv_aux"]) > 0
 
 
 def test_the_log_says_how_sure_the_teacher_is(data: Path, tmp_path: Path, capsys):
@@ -312,9 +335,9 @@ def test_the_log_says_how_sure_the_teacher_is(data: Path, tmp_path: Path, capsys
     ]
 
 
-def test_labelled_images_are_the_first_of_the_seeds_shuffle(data: Path):
+def test_labelled_images_are_the_first_of_the_seeds_shuffle(data: Path, tmp_path: Path):
     def opened(*flags: str) -> dict:
-        words = ["--snapshot-dir", "s", "--data-dir", str(data), *SMALL, *flags]
+        words = ["--snapshot-dir", str(tmp_path), "--data-dir", str(data), *SMALL, *flags]
         return train_da.open_data(train_da.parse_args(words))
 
     two, three = (opened("--target-labels", n)["labelled"].pairs for n in ("2", "3"))
@@ -329,7 +352,7 @@ def test_labelled_images_are_the_first_of_the_seeds_shuffle(data: Path):
     assert fewer["target"][0].keys() == {"image", "name"}
 
 
-def test_label_and_confidence_move_together(data: Path, pseudo: Path):
+def test_label_and_confidence_move_together(data: Path, pseudo: Path, tmp_path: Path):
     label = torch.randint(0, 255, (8, 20, 30), dtype=torch.uint8)
     batch = {"image": label.unsqueeze(1).expand(-1, 3, -1, -1), "label": label, "confidence": label}
     torch.manual_seed(0)
@@ -340,7 +363,8 @@ def test_label_and_confidence_move_together(data: Path, pseudo: Path):
     assert torch.equal(warped["pseudo_weight"][inside], expected[inside])
     assert 0 < inside.float().mean() < 1
     words = f"--method pseudo --pseudo-labels {pseudo} --pseudo-confidence".split()
-    words += ["--snapshot-dir", "s", "--data-dir", str(data), *SMALL, "--input-size", "32,24"]
+    words += ["--snapshot-dir", str(tmp_path), "--data-dir", str(data), *SMALL]
+    words += ["--input-size", "32,24"]
     sample = train_da.open_data(train_da.parse_args(words))["pseudo"][0]
     name = Path(sample["name"]).name
     stored = np.asarray(Image.open(pseudo / "confidence" / name))
