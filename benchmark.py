@@ -4,6 +4,7 @@
     python benchmark.py evaluate --images 8          files -> network -> confusion matrix
     python benchmark.py train --batch-size 2         one step of adversarial adaptation
     python benchmark.py loader --json loader.json    files -> samples
+    python benchmark.py vote --repeats 1             five submission files -> one
 
 Both sides take turns on the same inputs and our results are first compared with the plain ones or
 with the reference. Times are medians in milliseconds, `ratio` is that of the medians. The machine's
@@ -35,6 +36,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_batch_size(sub, "of each domain")
     sub = add_subject(subjects, "loader", "files to samples", None, 3)
     add_images(sub, 32)
+    sub = add_subject(subjects, "vote", "submission files to their vote", (256, 256), 3)
+    add_images(sub, 3000)
+    sub.add_argument(
+        "--plain-images", type=options.at_least(1), default=300, help="that the plain way does"
+    )
     return parser.parse_args(argv)
 
 
@@ -100,13 +106,15 @@ def main(args: argparse.Namespace) -> None:
 
 def time_subject(args: argparse.Namespace, machine: dict, device) -> Iterator[tuple[dict, str]]:
     """Yield the rows of the subject named, each with a remark to print."""
-    from benchmarks import evaluation, loading, operations, training
+    from benchmarks import evaluation, loading, operations, training, votes
 
     common = {"size": args.size, "repeats": args.repeats}
     if args.what == "kernels":
         return operations.run(machine, device, **common)
     if args.what == "loader":
         return loading.run(device, **common, images=args.images)
+    if args.what == "vote":
+        return votes.run(**common, images=args.images, plain_images=args.plain_images)
     common |= {"batch_size": args.batch_size, "backbone": args.backbone}
     if args.what == "train":
         return training.run(machine, device, **common)

@@ -1,15 +1,30 @@
 """Let several predictions of the same images vote, pixel by pixel.
 
+Folders of label PNGs, as evaluate.py --save and pseudo_label.py write them:
+
     python ensemble.py --predictions runs/a/train_ids runs/b/train_ids runs/c/train_ids \\
         --save runs/vote
 
-    python evaluate.py --predictions runs/vote --dataset cityscapes --data-dir data/Cityscapes
+Networks, each voting with its class, or with its probabilities where --soft is given:
 
-The folders hold label PNGs of the same names and sizes, as evaluate.py --save and pseudo_label.py
-write them. A pixel of 255 abstains; the class with the most votes (weighted with --weights) wins,
-the lowest id in a tie.
+    python ensemble.py --restore-from a.pth b.pth c.pth --save runs/vote --soft
+
+Submission files with the columns image_id and PredictionString, row by row:
+
+    python ensemble.py --csv a.csv b.csv c.csv --save vote.csv --weights 2,1,1
+
+The class with the most votes (weighted with --weights) wins, the lowest id in a tie; a pixel of 255
+in a PNG abstains. Afterwards a table says how often the members agree with the vote and with each
+other. --select first looks for the members that help, by the mIoU of their vote on labelled images;
+score the selection on other images, as it was chosen to look good on these:
+
+    python ensemble.py --predictions a/train_ids b/train_ids c/train_ids --save runs/vote \\
+        --select --dataset camvid --data-dir data/CamVid
 """
 
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,38 +38,297 @@ from errors import UserError
 def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
     parser = options.parser(__doc__)
-    parser.add_argument("--predictions", nargs="+", required=True, metavar="DIR", help="the voters")
-    parser.add_argument("--save", required=True, metavar="DIR", help="where the result goes")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--predictions", nargs="+", metavar="DIR", help="vote over these PNGs")
+    what.add_argument("--csv", nargs="+", metavar="FILE", help="vote over these submissions")
+    what.add_argument("--restore-from", nargs="+", metavar="FILE", help="vote of these checkpoints")
+    parser.add_argument(
+        "--save", required=True, metavar="PATH", help="the result: a folder, a file for --csv"
+    )
     parser.add_argument(
         "--weights",
         type=options.numbers(float),
         metavar="W,W,...",
-        help="votes of each folder; default: one each",
+        help="votes of each member; default: one each",
     )
+    parser.add_argument(
+        "--soft", action="store_true", help="average the checkpoints' probabilities"
+    )
+    parser.add_argument(
+        "--agreement", metavar="DIR", help="write the winner's share of the votes as 8-bit PNGs"
+    )
+    parser.add_argument(
+        "--select", action="store_true", help="vote with the members that help; needs labels"
+    )
+    parser.add_argument("--truth", metavar="FILE", help="true ids for --select among --csv")
+    parser.add_argument(
+        "--num-classes",
+        type=options.at_least(1),
+        metavar="N",
+        help=f"ids of --csv are 0..N-1; default {predictions.VOID}",
+    )
+    options.add_data(parser)
+    options.add_views(parser)
+    options.add_device(parser)
     return parser.parse_args(argv)
 
 
 def main(args) -> None:
-    """Check that the folders agree, then vote on one image after the other."""
+    """Vote over what was given, and say how far the members agree."""
+    check(args)
+    if args.csv:
+        vote_submissions(args)
+    elif args.restore_from:
+        vote_checkpoints(args)
+    else:
+        vote_folders(args)
+
+
+def check(args) -> None:
+    """Refuse options that would do nothing, weights that are none, and to write over a member.
+
+    Raises:
+        UserError: says which.
+    """
+    members = args.predictions or args.csv or args.restore_from
+    form = "--predictions" if args.predictions else "--csv" if args.csv else "--restore-from"
+    network = ("--restore-from",)
+    labelled = ("--restore-from", "--predictions") if args.select else network
+    belongs = {
+        "--soft": (args.soft, network),
+        "--agreement": (args.agreement, ("--restore-from", "--predictions")),
+        "--truth": (args.truth, ("--csv",)),
+        "--num-classes": (args.num_classes, ("--csv",)),
+        "--dataset": (args.dataset, labelled),
+        "--data-dir": (args.data_dir, labelled),
+        "--data-list": (args.data_list, labelled),
+        "--set": (args.set, labelled),
+        "--data-option": (args.data_option, labelled),
+        "--input-size": (args.input_size, network),
+        "--scales": (args.scales != (1.0,), network),
+        "--flip": (args.flip, network),
+        "--slide": (args.slide, network),
+        "--align-corners": (args.align_corners is not None, network),
+    }
+    for flag, (given, forms) in belongs.items():
+        if given and form not in forms:
+            raise UserError(f"{flag} goes with {' or '.join(forms)}, not with {form}")
+    if args.soft and args.select:
+        raise UserError("--select scores hard votes: leave --soft away")
+    if args.csv and args.select != (args.truth is not None):
+        raise UserError("--select among --csv needs --truth, a submission of true ids, and only it")
+    if (args.num_classes or 1) > predictions.VOID:
+        raise UserError(f"--num-classes is at most {predictions.VOID}: {args.num_classes}")
+    weights = args.weights
+    if weights and (
+        len(weights) != len(members) or not all(1e-30 <= weight <= 1e30 for weight in weights)
+    ):
+        raise UserError(f"--weights must be {len(members)} numbers above 0, one for each member")
+    for flag, path in (("--save", args.save), ("--agreement", args.agreement)):
+        for member in [*members, *filter(None, [args.truth])]:
+            if path and Path(path).resolve().is_relative_to(Path(member).resolve()):
+                raise UserError(f"{flag} {path} lies in {member}, which votes: give another")
+    if args.agreement:
+        one, other = Path(args.agreement).resolve(), Path(args.save).resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise UserError("--save and --agreement are folders apart, neither within the other")
+
+
+def vote_submissions(args) -> None:
+    """Vote over the rows of --csv, in the order and with the columns of the first file."""
     import kernels  # compiles them
+    import submissions
+    import voting
+
+    num_classes = args.num_classes or predictions.VOID
+    members = [submissions.Submission(path, num_classes) for path in args.csv]
+    truth = [submissions.Submission(args.truth, 256)] if args.select else []
+    submissions.check_same_images([*members, *truth])
+    predictions.writable_folder(Path(args.save).parent)
+    if Path(args.save).is_dir():
+        raise UserError(f"--save {args.save} is a folder: name a file for --csv")
+    first, images = members[0], members[0].images
+
+    def rows(files: list) -> Iterator:
+        return ahead(lambda image: submissions.read_together(files, image), images)
+
+    chosen = list(range(len(members)))
+    if args.select:
+        classes = [str(c) for c in range(num_classes)]
+        labelled = lambda: ((ids[:-1], ids[-1]) for ids in rows([*members, *truth]))  # noqa: E731
+        chosen = select(args.csv, args.weights, classes, labelled)
+    weights, agreement = only(chosen, args.weights), voting.Agreement(len(chosen))
+    with submissions.writing(args.save, first.header) as write:
+        for image, ballots in zip(images, rows(only(chosen, members)), strict=True):
+            vote = kernels.hard_vote(ballots, num_classes, weights)
+            agreement.update(ballots, vote)
+            write(first.rewritten(image, vote.numpy()))
+    report(agreement, only(chosen, args.csv), args.save)
+
+
+def vote_folders(args) -> None:
+    """Vote over the PNGs of --predictions."""
+    import inference  # imports kernels, which compiles them
+
+    members = predictions.same_images(args.predictions)
+    chosen = list(range(len(members)))
+    if args.select:
+        dataset = inference.open_dataset(**options.data_values(args), checkpoint={})
+        chosen = select_folders(args.predictions, args.predictions, dataset, args.weights)
+    save_votes(args, args.predictions, chosen, folder_ballots(only(chosen, members)))
+
+
+def vote_checkpoints(args) -> None:
+    """Predict with every network of --restore-from, image by image, and vote."""
+    import inference  # imports kernels, which compiles them
+    import voting
     from datasets import write_label_png
 
-    folders, weights = args.predictions, args.weights
-    if weights and (
-        len(weights) != len(folders) or not 1e-30 <= min(weights) <= max(weights) <= 1e30
-    ):
-        raise UserError(f"--weights must be {len(folders)} numbers above 0, one for each folder")
-    for folder in folders:
-        if Path(args.save).resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"--save {args.save} lies in {folder}, which votes: give another")
-    voters = predictions.same_names(folders)
+    names = args.restore_from
+    networks, dataset = inference.restore_all(
+        names,
+        engine.pick_device(args.device),
+        architecture=None,
+        data={**options.data_values(args), "labelled": args.select},
+        precision=args.precision,
+        **options.view_values(args),
+    )
+    check_files_stay(dataset, args.save)
+    electorate = voting.Electorate(inference.Ensemble(networks, args.weights), args.soft)
+    batches = inference.predict(
+        electorate,
+        dataset,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        timeout_seconds=args.loader_timeout,
+    )
+    images = network_ballots(batches, dataset, len(names))
+    if not args.select:
+        save_votes(args, names, list(range(len(names))), images)
+        return
+    # every round of the choice reads the ballots again: each network runs once
     save = predictions.writable_folder(args.save)
-    with predictions.Writers() as write:
-        for stem in tqdm(voters[0], disable=None, leave=False):
-            ballots, palette = predictions.read_together([voter[stem] for voter in voters])
-            vote = kernels.hard_vote(ballots, num_classes=predictions.VOID, weights=weights)
-            write(write_label_png, save / f"{stem}.png", vote.numpy(), palette)
-    print(f"{len(voters[0])} images, {len(folders)} votes each, in {save}")
+    with tempfile.TemporaryDirectory(dir=save, prefix=".members-") as scratch:
+        folders = [f"{scratch}/{i}" for i in range(len(names))]
+        with predictions.Writers() as write:
+            for stem, ballots, palette, _ in images:
+                for folder, ids in zip(folders, ballots.numpy(), strict=True):
+                    write(write_label_png, Path(folder, f"{stem}.png"), ids, palette)
+        chosen = select_folders(folders, names, dataset, args.weights)
+        members = predictions.same_images(only(chosen, folders))
+        save_votes(args, names, chosen, folder_ballots(members))
+
+
+def check_files_stay(dataset, save: str) -> None:
+    """Check that no image or label of the dataset would be written over.
+
+    Raises:
+        UserError: names the first.
+    """
+    theirs = {(dataset.root / image).resolve() for image, _ in dataset.pairs}
+    theirs |= {(dataset.label_root / label).resolve() for _, label in dataset.pairs if label}
+    for stem in predictions.stems(dataset).values():
+        path = Path(save, f"{stem}.png")
+        if path.resolve() in theirs:
+            raise UserError(f"{path} would be written over: give --save a folder of its own")
+
+
+def network_ballots(batches: Iterable[tuple], dataset, num_members: int) -> Iterator[tuple]:
+    """Yield what `save_votes` takes, from batches of `voting.Electorate`."""
+    stems = predictions.stems(dataset)
+    for batch, maps, _ in batches:
+        for name, ids in zip(batch["name"], maps.cpu(), strict=True):
+            vote = ids[num_members] if len(ids) > num_members else None
+            yield stems[name], ids[:num_members], dataset.palette, vote
+
+
+def select_folders(folders: list[str], names: list[str], dataset, weights) -> list[int]:
+    """Return the members that help, by the labels of the dataset that the folders predict."""
+    import torch
+
+    pairs = [predictions.PredictedPairs(dataset, folder) for folder in folders]
+
+    def read(index: int) -> tuple:
+        label = dataset[index]["label"]
+        return torch.stack([pair.read(index, label) for pair in pairs]), label
+
+    return select(names, weights, dataset.class_names, lambda: ahead(read, range(len(dataset))))
+
+
+def select(names: list[str], weights, class_names: list[str], labelled: Callable) -> list[int]:
+    """Print how the vote grows, and return the members of the best one.
+
+    Args:
+        names: of the members.
+        weights: of the members, or None.
+        class_names: of the labels.
+        labelled: starts a pass over the images: pairs of ballots uint8 [M,...], truth uint8 [...].
+    """
+    import voting
+
+    path = voting.grow(
+        len(names), lambda groups: voting.score_votes(groups, labelled(), class_names, weights)
+    )
+    for group, score in path:
+        print(f"{len(group):4} members  mIoU {score:6.2f}  + {names[group[-1]]}")
+    chosen = voting.best_group(path)
+    print(f"selected {len(chosen)} of {len(names)}: {' '.join(only(chosen, names))}", flush=True)
+    return chosen
+
+
+def save_votes(args, names: list[str], chosen: list[int], images: Iterable[tuple]) -> None:
+    """Write the vote on every image, and the agreement if asked to; print the table.
+
+    Args:
+        args: of the command line.
+        names: of all members.
+        chosen: those whose ballots come.
+        images: the file name without suffix, ballots uint8 [M,H,W], the palette, and the vote
+            uint8 [H,W], None for one vote (or weight) each.
+    """
+    import kernels
+    import voting
+    from datasets import write_label_png
+
+    weights, agreement = only(chosen, args.weights), voting.Agreement(len(chosen))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(predictions.whole_folder(args.save))
+        if args.agreement:
+            shares = stack.enter_context(predictions.whole_folder(args.agreement))
+        write = stack.enter_context(predictions.Writers())
+        for stem, ballots, palette, vote in images:
+            if vote is None:
+                vote = kernels.hard_vote(ballots, predictions.VOID, weights)
+            agreement.update(ballots, vote)
+            write(write_label_png, folder / f"{stem}.png", vote.numpy(), palette)
+            if args.agreement:
+                share = voting.agreeing_share(ballots, vote, weights)
+                write(write_label_png, shares / f"{stem}.png", share)
+    report(agreement, only(chosen, names), args.save)
+
+
+def report(agreement, names: list[str], save: str) -> None:
+    """Print the table of agreement and where the votes are."""
+    print("\n".join(agreement.lines(names)))
+    print(f"{agreement.images} images, {len(names)} votes each, in {save}")
+
+
+def folder_ballots(members: list[dict[str, Path]]) -> Iterator[tuple]:
+    """Return what `save_votes` takes, from folders of PNGs."""
+    paths = {stem: [pngs[stem] for pngs in members] for stem in members[0]}
+    return ahead(lambda stem: (stem, *predictions.read_together(paths[stem]), None), paths)
+
+
+def ahead(read: Callable, items) -> Iterator:
+    """Yield `read(item)` of every item, read ahead, with a progress bar."""
+    import voting
+
+    return tqdm(voting.read_ahead(read, items), total=len(items), disable=None, leave=False)
+
+
+def only(chosen: list[int], values) -> list | None:
+    """Return the values of the members chosen, None where there are none."""
+    return values and [values[i] for i in chosen]
 
 
 if __name__ == "__main__":

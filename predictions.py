@@ -1,8 +1,9 @@
 """Folders of predicted labels: which PNG belongs to which image, reading them, writing them."""
 
+import contextlib
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets.base import UNKNOWN
-from datasets.files import read_label
+from datasets.files import image_size, read_label
 from errors import UserError
 
 VOID = 255  # what a prediction holds where it names no class
@@ -34,7 +35,10 @@ def stems(dataset: Dataset) -> dict[str, str]:
 
 
 def find_pngs(folder: str | Path) -> dict[str, Path]:
-    """Return the PNGs below a folder by their stem; `*_color.png` are for the eye and left out.
+    """Return the PNGs below a folder by their stem.
+
+    Left out are `*_color.png`, which are for the eye, what lies in hidden folders, and the maps
+    that pseudo_label.py writes beside its labels.
 
     Raises:
         UserError: no such folder, or no PNG in it.
@@ -42,10 +46,13 @@ def find_pngs(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of predictions")
+    maps = ("confidence", "variance") if (folder / "pseudo.json").is_file() else ()
     found = {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in sorted(folder.rglob("*.png"))
         if not path.stem.endswith("_color")
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
+        and path.relative_to(folder).parts[0] not in maps
     }
     if not found:
         raise UserError(f"{folder}: no PNG in it")
@@ -122,7 +129,12 @@ class PredictedPairs(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict:
-        path, label = self.paths[index], self.dataset[index]["label"]
+        label = self.dataset[index]["label"]
+        return {"pred": self.read(index, label), "label": label}
+
+    def read(self, index: int, label: torch.Tensor) -> torch.Tensor:
+        """Return the prediction of one image, uint8 [H,W], checked against its label."""
+        path = self.paths[index]
         ids = read_label(path)
         if ids.shape != tuple(label.shape):
             raise UserError(
@@ -136,21 +148,34 @@ class PredictedPairs(Dataset):
                 f"{path}: ids that {self.dataset.name} does not have: "
                 f"{', '.join(map(str, np.unique(ids[unknown])[:10]))} (see --prediction-ids)"
             )
-        return {"pred": torch.from_numpy(pred), "label": label}
+        return torch.from_numpy(pred)
 
 
-def same_names(folders: list[str]) -> list[dict[str, Path]]:
+def same_images(folders: list[str]) -> list[dict[str, Path]]:
     """Return the PNGs of folders that must hold the same ones, by stem, in the same order.
 
     Raises:
-        UserError: a folder lacks what another one has.
+        UserError: a folder lacks what another one has, or sizes differ; names the first of them.
     """
     found = [find_pngs(folder) for folder in folders]
     everything = set().union(*found)
-    for folder, pngs in zip(folders, found, strict=True):
-        missing = sorted(everything - set(pngs))
-        if missing:
-            raise UserError(f"{folder} lacks what another folder has: {_some(missing)}")
+    lacking = [
+        f"{folder} lacks {_some(missing)}"
+        for folder, pngs in zip(folders, found, strict=True)
+        if (missing := sorted(everything - set(pngs)))
+    ]
+    if lacking:
+        raise UserError(f"the folders hold different predictions: {'; '.join(lacking)}")
+    differing = []
+    for stem in found[0]:
+        paths = [pngs[stem] for pngs in found]
+        sizes = [image_size(path) for path in paths]
+        other = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
+        if other is not None:
+            shown = ["{} {}x{}".format(paths[i], *sizes[i]) for i in (0, other)]
+            differing.append(" and ".join(shown))
+    if differing:
+        raise UserError(f"predictions of one image differ in size: {_some(differing)}")
     return found
 
 
@@ -158,19 +183,29 @@ def read_together(paths: list[Path]) -> tuple[torch.Tensor, list | None]:
     """Return labels of one size as uint8 [M,H,W], and the colours of the first if it has any.
 
     Raises:
-        UserError: they differ in size, or one is no label image.
+        UserError: one is no label image.
     """
     labels = [read_label(path) for path in paths]
-    for path, label in zip(paths, labels, strict=True):
-        if label.shape != labels[0].shape:
-            raise UserError(
-                f"{path} is {label.shape[1]}x{label.shape[0]} pixels, "
-                f"{paths[0]} {labels[0].shape[1]}x{labels[0].shape[0]}"
-            )
     with Image.open(paths[0]) as image:
         colours = image.getpalette()
     palette = None if colours is None else np.reshape(colours, (-1, 3)).tolist()
     return torch.from_numpy(np.stack(labels)), palette
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder whose files move into `folder` when the block ends without an error.
+
+    Raises:
+        UserError: `folder` cannot be written.
+    """
+    folder = writable_folder(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
+        yield Path(unfinished)
+        for path in sorted(Path(unfinished).rglob("*.png")):
+            target = folder / path.relative_to(unfinished)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -206,6 +241,11 @@ class Writers:
             self._waiting.popleft().result()
         self._waiting.append(self._threads.submit(function, *args))
 
+    def wait(self) -> None:
+        """Return when every file is written; raise what an earlier call raised."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
     def __enter__(self) -> "Writers":
         return self
 
@@ -213,5 +253,4 @@ class Writers:
         # After an error in the caller, what has not begun need not be written.
         self._threads.shutdown(wait=True, cancel_futures=kind is not None)
         if kind is None:
-            for call in self._waiting:
-                call.result()
+            self.wait()

@@ -17,7 +17,8 @@ TINY = {
     "kernels": ["--size", "96,64"],
     "evaluate": ["--size", "128,64", "--images", "2", "--backbone", "resnet50"],
     "train": ["--size", "64,32", "--backbone", "resnet50"],
-    "loader": ["--size", "64,48", "--images", "2"],
+    "loader": ["--size", "64,48", "--images", "9"],
+    "vote": ["--size", "40,30", "--images", "3", "--plain-images", "2"],
 }
 MORE = {
     "kernels": {"of_copy", "others_ms"},
@@ -25,8 +26,12 @@ MORE = {
         *("precision", "gflop_per_image", "same_ids", "same_ids_fp32"),
         *("network_ms", "network_share", "network_of_matrix_rate"),
     },
-    "train": {"precision", "gflop_per_step", "of_matrix_rate", "update_cosine_fp32"},
+    "train": {
+        *("precision", "gflop_per_step", "of_matrix_rate", "update_cosine_fp32"),
+        *("memory_mb", "recomputing_mb"),
+    },
     "loader": {"image_megabytes", "images_per_s"},
+    "vote": {"ours_peak_mb", "plain_peak_mb", "plain_images"},
 }
 
 
@@ -40,6 +45,9 @@ def known_rates(monkeypatch):
 @pytest.mark.usefixtures("known_rates")
 @pytest.mark.parametrize("subject", TINY)
 def test_every_subject_prints_and_writes_its_rows(subject, tmp_path, capsys):
+    if subject == "vote":
+        pytest.importorskip("pandas", reason="what our vote is timed beside")
+        pytest.importorskip("scipy", reason="what our vote is timed beside")
     words = [subject, *TINY[subject], "--repeats", "2", "--json", str(tmp_path / "b.json")]
     benchmark.main(benchmark.parse_args(words))
     report, printed = json.loads((tmp_path / "b.json").read_text()), capsys.readouterr().out

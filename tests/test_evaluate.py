@@ -1,4 +1,4 @@
-"""Prediction, and the three scripts that run it: evaluate, pseudo_label, ensemble."""
+"""Prediction, and two scripts that run it: evaluate and pseudo_label."""
 
 import json
 import math
@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import ensemble
 import evaluate
 import models
 import pseudo_label
@@ -76,10 +75,6 @@ def run_evaluate(*words) -> None:
 
 def run_pseudo_label(*words) -> None:
     pseudo_label.main(pseudo_label.parse_args([str(word) for word in words]))
-
-
-def run_ensemble(*words) -> None:
-    ensemble.main(ensemble.parse_args([str(word) for word in words]))
 
 
 # ------------------------------------------------------------------ evaluate.py
@@ -248,7 +243,7 @@ def test_subsets_of_synthia(tmp_path, capsys, subset, count):
     assert f"classes {subset}" in printed
 
 
-# ------------------------------------------------------------------ pseudo_label.py, ensemble.py
+# ------------------------------------------------------------------ pseudo_label.py
 
 
 def test_pseudo_labels_keep_what_is_confident(checkpoint, camvid, tmp_path):
@@ -330,47 +325,14 @@ def test_pseudo_labels_never_replace_images_labels_or_lists(checkpoint, camvid, 
     refused(tmp_path / "lists", "list.txt")
 
 
-@pytest.fixture
-def voters(tmp_path):
-    """Three folders that predict one image of four pixels; only the first has colours."""
-    votes = {"a": [[0, 1], [2, 255]], "b": [[1, 1], [0, 255]], "c": [[1, 0], [1, 4]]}
-    for name, ids in votes.items():
-        palette = [(9, 8, 7), (1, 2, 3)] if name == "a" else None
-        write_label_png(tmp_path / name / "x" / "1.png", np.array(ids, np.uint8), palette)
-    return [tmp_path / name for name in votes]
-
-
-def test_ensemble_votes(voters, tmp_path):
-    done = script("ensemble.py", "--predictions", *voters, "--save", tmp_path / "vote")
-    assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "vote" / "x" / "1.png") as image:
-        # majorities; a tie of three goes to the lowest id; abstentions do not count
-        assert np.asarray(image).tolist() == [[1, 1], [0, 4]]
-        assert image.getpalette()[:6] == [9, 8, 7, 1, 2, 3]
-    run_ensemble("--predictions", *voters, "--save", tmp_path / "weighted", "--weights", "3,1,1")
-    ids = np.asarray(Image.open(tmp_path / "weighted" / "x" / "1.png"))
-    assert ids.tolist() == [[0, 1], [2, 4]]
-
-
-def test_a_vote_never_replaces_a_voter(voters, tmp_path):
-    before = (voters[1] / "x" / "1.png").read_bytes()
-    (tmp_path / "link").symlink_to(voters[1])
-    for save in (voters[1], tmp_path / "link", voters[0] / ".." / "b", voters[1] / "vote"):
-        with pytest.raises(UserError, match="b, which votes: give another"):
-            run_ensemble("--predictions", *voters, "--save", save)
-    assert (voters[1] / "x" / "1.png").read_bytes() == before
-    assert not (voters[1] / "vote").exists()
-
-
 # ------------------------------------------------------------------ mistakes: one line, exit 2
 
 
-@pytest.mark.parametrize("name", ["evaluate.py", "pseudo_label.py", "ensemble.py"])
+@pytest.mark.parametrize("name", ["evaluate.py", "pseudo_label.py"])
 def test_a_mistake_is_one_line_and_status_2(name, tmp_path):
     words = {
         "evaluate.py": ["--restore-from", tmp_path / "none.pth"],
         "pseudo_label.py": ["--restore-from", tmp_path / "none.pth", "--save", tmp_path / "out"],
-        "ensemble.py": ["--predictions", tmp_path / "none", "--save", tmp_path / "out"],
     }[name]
     done = script(name, *words)
     assert done.returncode == 2
@@ -516,20 +478,6 @@ def test_words_that_do_not_parse(words, capsys):
         evaluate.parse_args(given)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_voters_that_disagree(voters, tmp_path):
-    def refused(said: str, *more):
-        with pytest.raises(UserError, match=said):
-            run_ensemble("--predictions", *voters, "--save", tmp_path / "vote", *more)
-
-    refused("--weights must be 3 numbers above 0", "--weights", "1,2")
-    refused("--weights must be 3 numbers above 0", "--weights", "1,2,0")
-    write_label_png(voters[1] / "2.png", np.zeros((2, 2), np.uint8))
-    refused("a lacks what another folder has: 2")
-    for voter in voters:
-        write_label_png(voter / "2.png", np.zeros((2, 3 if voter == voters[2] else 2), np.uint8))
-    refused(r"c/2\.png is 3x2 pixels, .*a/2\.png 2x2")
 
 
 def test_writers_pass_errors_on():

@@ -32,12 +32,15 @@ ALLOWED = {
     "run": {"checkpoint", "distributed", "engine", "log", "models"},
     "losses": set(),
     "augment": set(),
-    "methods": {"augment", "engine", "kernels", "losses", "models", "options"},
-    "metrics": {"kernels"},
+    "autoaugment": {"augment"},
+    "methods": {"augment", "distributed", "engine", "kernels", "losses", "models", "options"},
+    "metrics": {"distributed", "kernels"},
     "windows": set(),
     "predictions": {"datasets"},
-    "inference": {"checkpoint", "datasets", "engine", "kernels", "loading", "metrics", "models"}
+    "inference": {"checkpoint", "datasets", "distributed", "engine", "kernels", "loading", "metrics", "models"}
     | {"windows"},
+    "submissions": set(),
+    "voting": {"inference", "kernels", "metrics"},
     "report": {"datasets"},
     "errors": set(),
     "models": set(),
