@@ -233,6 +233,9 @@ def class_counts(dataset: Dataset, folder: str | Path, **loading) -> torch.Tenso
         dataset: labelled, one or several joined.
         folder: where a file keeps the counts of each, under a name that changes with the data.
         **loading: num_workers and timeout_seconds of `make_loader`.
+
+    Raises:
+        UserError: an unreadable label, or nothing but ignored pixels in all of them.
     """
     if isinstance(dataset, ConcatDataset):
         return torch.cat([class_counts(part, folder, **loading) for part in dataset.datasets])
@@ -241,6 +244,8 @@ def class_counts(dataset: Dataset, folder: str | Path, **loading) -> torch.Tenso
         return torch.tensor(json.loads(path.read_text()))
     loader = make_loader(_CountedLabels(dataset), batch_size=8, **loading)
     counts = torch.cat(list(tqdm(loader, desc="counting classes", disable=None, leave=False)))
+    if not counts.any():
+        raise UserError(f"the labels of {dataset.name} hold no class, every pixel is ignored")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(counts.tolist()) + "\n")
     return counts

@@ -1,5 +1,10 @@
-"""Time the loader: PNG files in, training samples out, for several numbers of workers."""
+"""Time the loader: PNG files in, training samples out, for several numbers of workers.
 
+With and without --cache: while the cache is filled and once it is full. All files are in memory,
+so that decoding is timed and not the disk.
+"""
+
+import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +18,7 @@ import models
 from benchmarks import scenes
 from benchmarks.timing import alternate, compare
 from datasets import SegmentationDataset, build_dataset
+from datasets.cache import CachedDataset
 from loading import make_loader
 from models.normalisation import NORMALISATIONS
 
@@ -44,25 +50,41 @@ def run(
             ours = build_dataset(name, folder, split="train", list_file=listed, size=input_size)
             plain = PlainSamples(ours)
             check_equal(ours[0], plain[0])
+            cached = CachedDataset(ours, Path(folder) / "cache")
             megabytes = (Path(folder) / "image0.png").stat().st_size / 1e6
             for workers in WORKERS:
-                calls = [lambda data=data, n=workers: drain(data, n) for data in (ours, plain)]
-                seconds = alternate(calls, device, repeats)
-                row = {
-                    "name": "loader {} {}x{} -> {}x{}, workers {}".format(
-                        name, *files, *input_size, workers
-                    ),
-                    **compare(*seconds, count=images),
-                    "image_megabytes": megabytes,
+                read = functools.partial(drain, num_workers=workers)
+                calls = {
+                    "": lambda read=read, data=ours: read(data),
+                    ", cache cold": lambda read=read, data=cached: read(emptied(data)),
+                    ", cache warm": lambda read=read, data=cached: read(data),
+                    "plain": lambda read=read, data=plain: read(data),
                 }
-                row["images_per_s"] = 1e3 / row["ours_ms"]
-                yield row, f"{row['images_per_s']:.1f} images/s, PNGs of {megabytes:.1f} MB"
+                times = alternate(list(calls.values()), device, repeats)
+                check_equal(cached[0], plain[0])
+                seconds = dict(zip(calls, times, strict=True))
+                title = "{} {}x{} -> {}x{}, workers {}".format(name, *files, *input_size, workers)
+                for way in list(calls)[:-1]:
+                    row = {
+                        "name": title + way,
+                        **compare(seconds[way], seconds["plain"], count=images),
+                        "image_megabytes": megabytes,
+                    }
+                    row["images_per_s"] = 1e3 / row["ours_ms"]
+                    yield row, f"{row['images_per_s']:.1f} images/s, PNGs of {megabytes:.1f} MB"
 
 
 def drain(dataset: Dataset, num_workers: int) -> None:
     """Load every sample once."""
     for _ in make_loader(dataset, num_workers=num_workers, batch_size=1):
         pass
+
+
+def emptied(dataset: CachedDataset) -> CachedDataset:
+    """Return the dataset with nothing in its cache."""
+    with dataset.path.open("r+b") as file:
+        file.write(bytes(4 * len(dataset)))  # the checksums
+    return dataset
 
 
 def check_equal(sample: dict, plain: dict) -> None:

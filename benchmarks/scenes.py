@@ -58,7 +58,8 @@ def write_files(folder: Path, size: tuple[int, int], count: int, distinct: int =
         folder: made if absent.
         size: W, H in pixels.
         count: lines of the list.
-        distinct: files behind them at most; after these the list starts again.
+        distinct: files behind them at most; the others are links to these, as no list may name
+            an image twice.
 
     Returns:
         the list file.
@@ -72,7 +73,9 @@ def write_files(folder: Path, size: tuple[int, int], count: int, distinct: int =
         pixels = images[0].permute(1, 2, 0).contiguous().numpy()
         Image.fromarray(pixels).save(folder / f"image{index}.png")
         Image.fromarray(raw[labels[0].numpy()]).save(folder / f"label{index}.png")
-    numbers = [index % distinct for index in range(count)]
+    for index in range(distinct, count):
+        for kind in ("image", "label"):
+            (folder / f"{kind}{index}.png").hardlink_to(folder / f"{kind}{index % distinct}.png")
     listed = folder / "list.txt"
-    listed.write_text("".join(f"image{i}.png label{i}.png\n" for i in numbers))
+    listed.write_text("".join(f"image{i}.png label{i}.png\n" for i in range(count)))
     return listed

@@ -44,7 +44,8 @@ def known_rates(monkeypatch):
 
 @pytest.mark.usefixtures("known_rates")
 @pytest.mark.parametrize("subject", TINY)
-def test_every_subject_prints_and_writes_its_rows(subject, tmp_path, capsys):
+def test_every_subject_prints_and_writes_its_rows(subject, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "WORKERS", (1,))
     if subject == "vote":
         pytest.importorskip("pandas", reason="what our vote is timed beside")
         pytest.importorskip("scipy", reason="what our vote is timed beside")
