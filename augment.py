@@ -6,6 +6,7 @@ Every draw comes from torch's global generator, which the training loops seed wi
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -65,15 +66,32 @@ def warp(
     b_x, b_y = 2 * left / (width * factor) + a_x - 1, 2 * top / (height * factor) + a_y - 1
     zero = torch.zeros_like(flip)
     theta = torch.stack([a_x * sign, zero, b_x, zero, a_y, b_y], 1).view(n, 2, 3)
-    grid = F.affine_grid(
-        theta.to(images.device, non_blocking=True), (n, 1, crop_h, crop_w), align_corners=False
-    )
+    return sample(images, labels, theta, (crop_h, crop_w))
+
+
+def sample(
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    theta: torch.Tensor,
+    size: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Move images bilinearly, labels by the nearest pixel; outside, images are 0 and labels 255.
+
+    Args:
+        images: float [N,3,H,W].
+        labels: uint8 [N,H,W] or [N,K,H,W], or None.
+        theta: float [N,2,3], from where in the input, as `torch.nn.functional.affine_grid` has it.
+        size: h, w of the output in pixels.
+    """
+    n, _, height, width = images.shape
+    theta = theta.to(images.device, non_blocking=True)
+    grid = F.affine_grid(theta, (n, 1, *size), align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
     if labels is not None:
         # sampled as 255 - label, so that grid_sample's zero outside the image means ignore
         inverse = (255 - labels).view(n, -1, height, width).float()
         inverse = F.grid_sample(inverse, grid, mode="nearest", align_corners=False)
-        labels = 255 - inverse.view(*labels.shape[:-2], crop_h, crop_w).to(torch.uint8)
+        labels = 255 - inverse.view(*labels.shape[:-2], *size).to(torch.uint8)
     return images, labels
 
 
@@ -128,12 +146,13 @@ def crops_with(
     return torch.stack([factor, left, top]).gather(2, chosen.expand(3, n, 1)).squeeze(2)
 
 
-def warp_batch(batch: dict, name: str, **how) -> dict:
+def warp_batch(batch: dict, name: str, then: Callable | None = None, **how) -> dict:
     """Warp a loader's batch for the methods: NAME_image, and what lies over it.
 
     Args:
         batch: `image`; `label` if labelled; `confidence`, uint8 like the label, if that has one.
         name: what the results' names begin with.
+        then: what else to do to images and labels, for instance `autoaugment.auto_augment`.
         **how: of `warp`.
 
     Returns:
@@ -142,6 +161,8 @@ def warp_batch(batch: dict, name: str, **how) -> dict:
     """
     maps = [batch[key] for key in ("label", "confidence") if key in batch]
     images, maps = warp(batch["image"], torch.stack(maps, 1) if maps else None, **how)
+    if then is not None:
+        images, maps = then(images, maps)
     if maps is None:
         return {f"{name}_image": images}
     label, *weight = maps.unbind(1)

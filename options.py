@@ -294,6 +294,13 @@ def add_training(parser: Parser) -> None:
         metavar="S",
         help="brightness, contrast, saturation within 1 -+ S, hue within -+ S/4 turns",
     )
+    group.add_argument(
+        "--auto-augment",
+        nargs="?",
+        choices=["source", "target", "both"],
+        const="both",
+        help="AutoAugment's ImageNet policy, labels moved along; alone: both",
+    )
 
 
 def add_validation(parser: Parser) -> None:

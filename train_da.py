@@ -204,6 +204,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     import torch
 
     import augment
+    import autoaugment
     import inference
     import losses
     import models
@@ -272,6 +273,10 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         return inference.validate(model, val, **how, **loading)
 
     crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
+    policy_of = {
+        domain: autoaugment.auto_augment if args.auto_augment in (domain, "both") else None
+        for domain in ("source", "target")
+    }
     batches = {"seed": args.random_seed, "device": device, **loading}
     first_target = max(0, start - args.adapt_from) * args.iter_size
     next_source = step_batches(
@@ -302,6 +307,8 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
             batch = next(next_source)
             rare = batch.get("rare_class")
             images, label = augment.warp(batch["image"], batch["label"], rare_class=rare, **crop)
+            if policy_of["source"]:
+                images, label = policy_of["source"](images, label)
             images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
             out = student(images)
             terms = losses.segmentation(out, label, args.lambda_seg, **how)
@@ -317,7 +324,8 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
                 "source_out": {key: value.detach() for key, value in out.items()},
             }
             for domain in domains:
-                batch |= augment.warp_batch(next(next_of[domain]), domain, **crop)
+                then = policy_of["target"]
+                batch |= augment.warp_batch(next(next_of[domain]), domain, then, **crop)
                 if needs & {f"{domain}_out", f"{domain}_detached"}:
                     with torch.set_grad_enabled(f"{domain}_out" in needs):
                         batch[f"{domain}_out"] = student(batch[f"{domain}_image"])

@@ -41,6 +41,7 @@ def parse_args(argv: list[str] | None = None):
 def main(args) -> None:
     """Train, validate now and then, and end with last and best."""
     import augment
+    import autoaugment
     import inference  # imports kernels, which compiles them
     import losses
     import models
@@ -122,6 +123,8 @@ def main(args) -> None:
             batch = next(batches)
             rare = batch.get("rare_class")
             images, label = augment.warp(batch["image"], batch["label"], rare_class=rare, **crop)
+            if args.auto_augment:
+                images, label = autoaugment.auto_augment(images, label)
             images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
             with engine.autocast(precision, device):
                 out = model(models.normalise(images, model.normalisation))
