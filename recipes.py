@@ -2,7 +2,8 @@
 
 # A recipe is a set of option values under a published name. Values given on the command line win.
 # Sources: AdaptSegNet train_gta2cityscapes_multi.py and README; ADVENT domain_adaptation/config.py;
-# DACS configs/configUDA.json and trainUDA.py. `camvid` and `streets` are this project's own.
+# DACS configs/configUDA.json and trainUDA.py; Seg-Uncertainty README.md, train_ms.py, train_ft.py.
+# `camvid` and `streets` are this project's own.
 _ADAPTSEGNET = {
     "source": ["gta5"],
     "target": "cityscapes",
@@ -28,6 +29,23 @@ _ADVENT = {
     "aspp_dilations": (6, 12, 18, 24),
     "num_steps_stop": 120_000,
     "save_pred_every": 2000,
+}
+# Seg-Uncertainty, what both stages share. Not expressible here: SGD with Nesterov's momentum; its
+# head (concatenated ASPP with group norm, squeeze-excitation and dropout 0.1, then 0.2); classes
+# weighted batch by batch, the easiest 80% of pixels dropped, crops drawn until ten classes are in.
+# The target is 1280x640, not 1024x512: our random scale is for both domains, and crops must fit.
+_SEG_UNCERTAINTY = {
+    **_ADAPTSEGNET,
+    "input_size_target": (1280, 640),
+    "random_scale": (0.8, 1.2),
+    "random_mirror": True,
+    "multi_level": True,
+    "aspp_dilations": (6, 12, 18, 24),
+    "class_balance": True,
+    "warmup_steps": 5000,
+    "num_steps": 100_000,
+    "num_steps_stop": 25_000,  # its schedule is of 100 000, its results are of this step
+    "lambda_seg": 0.5,
 }
 _CAMVID = {
     "source": ["camvid"],
@@ -91,6 +109,29 @@ RECIPES = {
         "mix_jitter": 0.25,
         "mix_hue": 0.25,
         "mix_blur": 0.5,
+    },
+    # Stage I. Its three discriminators a level see three scales, with a gradient penalty of 0.01.
+    "mrnet": {
+        **_SEG_UNCERTAINTY,
+        "crop_size": (1024, 512),
+        "batch_size": 2,
+        "learning_rate": 2e-4,
+        "method": ["adversarial", "memory"],
+        "gan": "LS",
+        "lambda_adv_target1": 0.0002,
+        "lambda_adv_target2": 0.001,
+        "lambda_memory": 0.1,
+        "memory_from": 15_000,
+    },
+    # Stage II: give --restore-from and --pseudo-labels. Its batch norms are trained whole, there is
+    # no source, and its "--autoaug False" turns AutoAugment on, which its authors did not mean.
+    "rectified": {
+        **_SEG_UNCERTAINTY,
+        "crop_size": (512, 256),
+        "batch_size": 9,
+        "learning_rate": 1e-4,
+        "method": ["rectify"],
+        "lambda_rectify": 1.0,
     },
     "camvid": _CAMVID,
     "camvid-adapt": {**_CAMVID, "num_steps": 300, "learning_rate": 5.36e-4},

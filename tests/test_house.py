@@ -185,6 +185,11 @@ def test_published_values():
     assert recipes.RECIPES["advent"]["aspp_dilations"] == (6, 12, 18, 24)
     assert recipes.RECIPES["advent"]["num_steps_stop"] == 120_000
     assert recipes.RECIPES["minent"]["lambda_entropy"] == 0.001
+    mrnet, rectified = recipes.RECIPES["mrnet"], recipes.RECIPES["rectified"]
+    assert (mrnet["learning_rate"], rectified["learning_rate"]) == (2e-4, 1e-4)
+    assert (mrnet["batch_size"], rectified["batch_size"]) == (2, 9)
+    assert (mrnet["lambda_memory"], mrnet["memory_from"]) == (0.1, 15_000)
+    assert mrnet["lambda_seg"] == rectified["lambda_seg"] == 0.5
     dacs = recipes.RECIPES["dacs"]
     assert (dacs["teacher_momentum"], dacs["mix_threshold"], dacs["batch_size"]) == (0.99, 0.968, 2)
 
