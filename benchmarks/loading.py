@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 import models
 from benchmarks import scenes
@@ -40,25 +40,26 @@ def run(
     Args:
         device: not loaded to: samples stay in memory.
         size: W, H of the files and of training, instead of `CASES`.
-        images: loaded in a round, workers' start included; at most 8 files are behind them.
+        images: loaded in a round, by workers that are running; two files are behind them.
         repeats: rounds.
     """
     cases = CASES if size is None else [(name, size, size) for name in ("gta5", "cityscapes")]
     for name, files, input_size in cases:
         with tempfile.TemporaryDirectory() as folder:
-            listed = scenes.write_files(Path(folder), files, images)
+            listed = scenes.write_files(Path(folder), files, images, distinct=2)
             ours = build_dataset(name, folder, split="train", list_file=listed, size=input_size)
             plain = PlainSamples(ours)
             check_equal(ours[0], plain[0])
             cached = CachedDataset(ours, Path(folder) / "cache")
             megabytes = (Path(folder) / "image0.png").stat().st_size / 1e6
             for workers in WORKERS:
-                read = functools.partial(drain, num_workers=workers)
+                how = {"num_workers": workers, "persistent_workers": workers > 0, "batch_size": 1}
+                loader, kept, other = (make_loader(d, **how) for d in (ours, cached, plain))
                 calls = {
-                    "": lambda read=read, data=ours: read(data),
-                    ", cache cold": lambda read=read, data=cached: read(emptied(data)),
-                    ", cache warm": lambda read=read, data=cached: read(data),
-                    "plain": lambda read=read, data=plain: read(data),
+                    "": functools.partial(drain, loader),
+                    ", cache cold": functools.partial(fill, kept),
+                    ", cache warm": functools.partial(drain, kept),
+                    "plain": functools.partial(drain, other),
                 }
                 times = alternate(list(calls.values()), device, repeats)
                 check_equal(cached[0], plain[0])
@@ -74,17 +75,17 @@ def run(
                     yield row, f"{row['images_per_s']:.1f} images/s, PNGs of {megabytes:.1f} MB"
 
 
-def drain(dataset: Dataset, num_workers: int) -> None:
+def drain(loader: DataLoader) -> None:
     """Load every sample once."""
-    for _ in make_loader(dataset, num_workers=num_workers, batch_size=1):
+    for _ in loader:
         pass
 
 
-def emptied(dataset: CachedDataset) -> CachedDataset:
-    """Return the dataset with nothing in its cache."""
-    with dataset.path.open("r+b") as file:
-        file.write(bytes(4 * len(dataset)))  # the checksums
-    return dataset
+def fill(loader: DataLoader) -> None:
+    """Load every sample once, with nothing in the cache."""
+    with loader.dataset.path.open("r+b") as file:
+        file.write(bytes(4 * len(loader.dataset)))  # the checksums
+    drain(loader)
 
 
 def check_equal(sample: dict, plain: dict) -> None:
