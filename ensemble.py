@@ -91,28 +91,31 @@ def check(args) -> None:
         UserError: says which.
     """
     members = args.predictions or args.csv or args.restore_from
-    form = "--predictions" if args.predictions else "--csv" if args.csv else "--restore-from"
-    network = ("--restore-from",)
-    labelled = ("--restore-from", "--predictions") if args.select else network
-    belongs = {
-        "--soft": (args.soft, network),
-        "--agreement": (args.agreement, ("--restore-from", "--predictions")),
-        "--truth": (args.truth, ("--csv",)),
-        "--num-classes": (args.num_classes, ("--csv",)),
-        "--dataset": (args.dataset, labelled),
-        "--data-dir": (args.data_dir, labelled),
-        "--data-list": (args.data_list, labelled),
-        "--set": (args.set, labelled),
-        "--data-option": (args.data_option, labelled),
-        "--input-size": (args.input_size, network),
-        "--scales": (args.scales != (1.0,), network),
-        "--flip": (args.flip, network),
-        "--slide": (args.slide, network),
-        "--align-corners": (args.align_corners is not None, network),
-    }
-    for flag, (given, forms) in belongs.items():
-        if given and form not in forms:
-            raise UserError(f"{flag} goes with {' or '.join(forms)}, not with {form}")
+    labelled = args.restore_from or (args.predictions and args.select)
+    idle = [  # what makes a group of flags act, and whether it was given
+        ("--restore-from", args.restore_from, {
+            "--soft": args.soft,
+            "--input-size": args.input_size,
+            "--scales": args.scales != (1.0,),
+            "--flip": args.flip,
+            "--slide": args.slide,
+            "--align-corners": args.align_corners is not None,
+        }),
+        ("--restore-from, or --predictions and --select", labelled, {
+            "--dataset": args.dataset,
+            "--data-dir": args.data_dir,
+            "--data-list": args.data_list,
+            "--set": args.set,
+            "--data-option": args.data_option,
+            "--cache": args.cache,
+        }),
+        ("--restore-from or --predictions", not args.csv, {"--agreement": args.agreement}),
+        ("--csv", args.csv, {"--truth": args.truth, "--num-classes": args.num_classes}),
+    ]  # fmt: skip
+    for needed, there, flags in idle:
+        for flag, given in flags.items():
+            if given and not there:
+                raise UserError(f"{flag} goes with {needed}")
     if args.soft and args.select:
         raise UserError("--select scores hard votes: leave --soft away")
     if args.csv and args.select != (args.truth is not None):
@@ -156,7 +159,7 @@ def vote_submissions(args) -> None:
     if args.select:
         classes = [str(c) for c in range(num_classes)]
         labelled = lambda: ((ids[:-1], ids[-1]) for ids in rows([*members, *truth]))  # noqa: E731
-        chosen = select(args.csv, args.weights, classes, labelled)
+        chosen = voting.select(args.csv, args.weights, classes, labelled)
     weights, agreement = only(chosen, args.weights), voting.Agreement(len(chosen))
     with submissions.writing(args.save, first.header) as write:
         for image, ballots in zip(images, rows(only(chosen, members)), strict=True):
@@ -193,7 +196,7 @@ def vote_checkpoints(args) -> None:
         precision=args.precision,
         **options.view_values(args),
     )
-    check_files_stay(dataset, args.save)
+    predictions.check_files_stay(dataset, args.save)
     electorate = voting.Electorate(inference.Ensemble(networks, args.weights), args.soft)
     batches = inference.predict(
         electorate,
@@ -219,20 +222,6 @@ def vote_checkpoints(args) -> None:
         save_votes(args, names, chosen, folder_ballots(members))
 
 
-def check_files_stay(dataset, save: str) -> None:
-    """Check that no image or label of the dataset would be written over.
-
-    Raises:
-        UserError: names the first.
-    """
-    theirs = {(dataset.root / image).resolve() for image, _ in dataset.pairs}
-    theirs |= {(dataset.label_root / label).resolve() for _, label in dataset.pairs if label}
-    for stem in predictions.stems(dataset).values():
-        path = Path(save, f"{stem}.png")
-        if path.resolve() in theirs:
-            raise UserError(f"{path} would be written over: give --save a folder of its own")
-
-
 def network_ballots(batches: Iterable[tuple], dataset, num_members: int) -> Iterator[tuple]:
     """Yield what `save_votes` takes, from batches of `voting.Electorate`."""
     stems = predictions.stems(dataset)
@@ -246,34 +235,17 @@ def select_folders(folders: list[str], names: list[str], dataset, weights) -> li
     """Return the members that help, by the labels of the dataset that the folders predict."""
     import torch
 
+    import voting
+
     pairs = [predictions.PredictedPairs(dataset, folder) for folder in folders]
 
     def read(index: int) -> tuple:
         label = dataset[index]["label"]
         return torch.stack([pair.read(index, label) for pair in pairs]), label
 
-    return select(names, weights, dataset.class_names, lambda: ahead(read, range(len(dataset))))
-
-
-def select(names: list[str], weights, class_names: list[str], labelled: Callable) -> list[int]:
-    """Print how the vote grows, and return the members of the best one.
-
-    Args:
-        names: of the members.
-        weights: of the members, or None.
-        class_names: of the labels.
-        labelled: starts a pass over the images: pairs of ballots uint8 [M,...], truth uint8 [...].
-    """
-    import voting
-
-    path = voting.grow(
-        len(names), lambda groups: voting.score_votes(groups, labelled(), class_names, weights)
+    return voting.select(
+        names, weights, dataset.class_names, lambda: ahead(read, range(len(dataset)))
     )
-    for group, score in path:
-        print(f"{len(group):4} members  mIoU {score:6.2f}  + {names[group[-1]]}")
-    chosen = voting.best_group(path)
-    print(f"selected {len(chosen)} of {len(names)}: {' '.join(only(chosen, names))}", flush=True)
-    return chosen
 
 
 def save_votes(args, names: list[str], chosen: list[int], images: Iterable[tuple]) -> None:

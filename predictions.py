@@ -208,6 +208,20 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             path.replace(target)
 
 
+def check_files_stay(dataset: Dataset, folder: str | Path) -> None:
+    """Check that predictions in `folder` would not replace an image or label of the dataset.
+
+    Raises:
+        UserError: names the first that would.
+    """
+    theirs = {(dataset.root / image).resolve() for image, _ in dataset.pairs}
+    theirs |= {(dataset.label_root / label).resolve() for _, label in dataset.pairs if label}
+    for stem in stems(dataset).values():
+        path = Path(folder, f"{stem}.png")
+        if path.resolve() in theirs:
+            raise UserError(f"{path} would be written over: give --save a folder of its own")
+
+
 def writable_folder(path: str | Path) -> Path:
     """Make a folder if it is not there, and check that files can be written into it.
 

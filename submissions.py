@@ -21,7 +21,6 @@ from torch import Tensor
 from errors import UserError
 
 IMAGE, IDS = b"image_id", b"PredictionString"
-LONGEST = 3  # digits of an id
 
 csv.field_size_limit(sys.maxsize)  # a map of 256x256 is longer than the module's own limit
 
@@ -175,34 +174,40 @@ def parse_ids(text: bytes, num_classes: int) -> np.ndarray:
     Raises:
         ValueError: says which id is none, or that there is none.
     """
-    # Between two neighbouring spaces lies an id. A digit's value is the byte less 48, and what is
-    # no digit becomes 10 or more, as bytes wrap.
-    digits = np.frombuffer(b" %b " % text, np.uint8) - np.uint8(ord("0"))
-    spaces = np.flatnonzero(digits == np.uint8((ord(" ") - ord("0")) % 256))
-    length, last = np.diff(spaces) - 1, spaces[1:] - 1
-    plain = length.min() > 0 and length.max() <= LONGEST
-    if not plain or np.count_nonzero(digits < 10) + len(spaces) != len(digits):
-        return _parse_odd(text, num_classes)
-    ids = digits[last].astype(np.int16)
-    for place in range(1, LONGEST):
-        longer = np.flatnonzero(length > place)
-        ids[longer] += 10**place * digits[last[longer] - place].astype(np.int16)
+    padded = np.frombuffer(b"   %b " % text, np.uint8)
+    digits = padded - np.uint8(ord("0"))  # what is no digit wraps to 10 or more
+    is_digit = digits < 10
+    if np.count_nonzero(is_digit) + np.count_nonzero(padded == ord(" ")) != len(padded):
+        raise ValueError(_odd_word(text, num_classes))
+    value = digits * is_digit
+
+    def before(array: np.ndarray, places: int) -> np.ndarray:
+        """Return what stands so many places before each byte of the text."""
+        return array[3 - places : len(array) - 1 - places]
+
+    # the number that would end at each byte, of which those are taken that do
+    ids = before(value, 0) + np.uint8(10) * before(value, 1)
+    hundreds = before(is_digit, 0) & before(is_digit, 1) & before(is_digit, 2)
+    if hundreds.any():
+        if (hundreds & before(is_digit, 3)).any():
+            raise ValueError(_odd_word(text, num_classes))
+        ids = ids + np.uint16(100) * (before(value, 2) * before(is_digit, 1))
+    ids = ids.take(np.flatnonzero(before(is_digit, 0) > is_digit[4:]))
+    if not len(ids):
+        raise ValueError("no class ids")
     if ids.max() >= num_classes:
         raise ValueError(f"the id {ids.max()} is outside 0..{num_classes - 1}")
     return ids.astype(np.uint8)
 
 
-def _parse_odd(text: bytes, num_classes: int) -> np.ndarray:
-    """Read ids with more than one space between them, or say what is no id."""
-    words = text.split()
-    if not words:
-        raise ValueError("no class ids")
-    for position, word in enumerate(words, start=1):
-        if not word.isdigit() or len(word) > LONGEST:
-            raise ValueError(
-                f"the {position}. id is {_text(word)!r}, a number of 0..{num_classes - 1} expected"
-            )
-    return parse_ids(b" ".join(words), num_classes)
+def _odd_word(text: bytes, num_classes: int) -> str:
+    """Say which word is no id: the first that is not one to three digits."""
+    words = filter(None, text.split(b" "))
+    position, word = next(
+        (i, word) for i, word in enumerate(words, start=1) if not word.isdigit() or len(word) > 3
+    )
+    expected = f"a number of 0..{num_classes - 1} expected"
+    return f"the {position}. id is {_text(word)!r}, {expected}"
 
 
 _WORDS = np.array([b"%d " % i for i in range(256)], "S4").view(np.uint32)
@@ -210,7 +215,7 @@ _WORDS = np.array([b"%d " % i for i in range(256)], "S4").view(np.uint32)
 
 def format_ids(ids: np.ndarray) -> bytes:
     """Return class ids, uint8 [P], separated by spaces."""
-    return _WORDS[ids].tobytes().translate(None, b"\0")[:-1]
+    return _WORDS.take(ids).tobytes().translate(None, b"\0")[:-1]
 
 
 def join_fields(fields: list[bytes]) -> bytes:

@@ -176,3 +176,26 @@ def grow(
 def best_group(path: list[tuple[list[int], float]]) -> list[int]:
     """Return the group of the highest score, the smallest of equals, in the members' order."""
     return sorted(max(path, key=lambda step: step[1])[0])
+
+
+def select(
+    names: list[str],
+    weights: list[float] | None,
+    class_names: list[str],
+    labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+) -> list[int]:
+    """Print how the mIoU of the vote grows with its members, and return those of the best vote.
+
+    Args:
+        names: of the M members.
+        weights: M, or None for one vote each.
+        class_names: of the C classes.
+        labelled: starts a pass over the images; see `score_votes`.
+    """
+    path = grow(len(names), lambda groups: score_votes(groups, labelled(), class_names, weights))
+    for group, score in path:
+        print(f"{len(group):4} members  mIoU {score:6.2f}  + {names[group[-1]]}")
+    chosen = best_group(path)
+    shown = " ".join(names[member] for member in chosen)
+    print(f"selected {len(chosen)} of {len(names)}: {shown}", flush=True)
+    return chosen
