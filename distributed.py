@@ -47,13 +47,18 @@ def stop() -> None:
 
 
 def rank() -> int:
-    """Return this process's number; 0 writes and prints."""
+    """Return this process's number; process 0 alone prints and writes what all share."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
     """Return how many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def share(length: int) -> range:
+    """Return which of so many items are this process's: all of them are somebody's, once."""
+    return range(rank(), length, world_size())
 
 
 def any_of(*flags: int) -> list[int]:
@@ -68,12 +73,13 @@ def add_up(values: Tensor, how: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
     return values
 
 
-def from_main(value: Any) -> Any:
-    """Return what process 0 gave, a plain value."""
-    box = [value]
+def everyones(value: Any) -> list:
+    """Return what each process gave, plain values."""
+    values = [value]
     if dist.is_initialized():
-        dist.broadcast_object_list(box)
-    return box[0]
+        values *= world_size()
+        dist.all_gather_object(values, value)
+    return values
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ def run(main: Callable, parse_args: Callable) -> None:
         )
     try:
         distributed.start()
+        if distributed.rank() > 0:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- process 0 speaks for all
         main(args)
         distributed.stop()
     except UserError as error:
@@ -224,7 +226,7 @@ def make_forward(
             is: its checkpoints have the same keys, and validation runs it uncompiled.
 
     Raises:
-        UserError: this machine cannot compile.
+        UserError: by the function's first call, where this machine cannot compile.
     """
 
     def forward(images: torch.Tensor, **how) -> dict[str, torch.Tensor]:
@@ -233,10 +235,16 @@ def make_forward(
 
     if not compiled:
         return forward
-    try:
-        torch.compile(torch.neg)(torch.zeros(8, device=device))
-    except RuntimeError as error:
-        wanted = "Triton" if device.type == "cuda" else "a C++ compiler"
-        cause = str(error).splitlines()[0]
-        raise UserError(f"--compile needs {wanted} that works here: {cause}") from error
-    return torch.compile(forward, dynamic=False)
+    from torch._dynamo.exc import BackendCompilerFailed  # seconds to import
+
+    compiled_forward = torch.compile(forward, dynamic=False)
+
+    def checked_forward(images: torch.Tensor, **how) -> dict[str, torch.Tensor]:
+        try:
+            return compiled_forward(images, **how)
+        except BackendCompilerFailed as error:
+            wanted = "Triton" if device.type == "cuda" else "a C++ compiler"
+            cause = str(error.inner_exception).splitlines()[0]
+            raise UserError(f"--compile needs {wanted} that works: {cause}") from error
+
+    return checked_forward

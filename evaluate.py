@@ -18,9 +18,10 @@ label_ids/ (what the Cityscapes server takes). --predictions scores such a folde
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+import distributed
 import engine
 import options
 import predictions
@@ -59,7 +60,7 @@ def main(args) -> None:
         results = [score_checkpoint(args, path) for path in args.restore_from]
     if len(results) > 1:
         print("\n".join(f"{result['miou']:6.2f}  {result['checkpoint']}" for result in results))
-    if args.json:
+    if args.json and distributed.rank() == 0:
         write_text(args.json, json.dumps(results, indent=1) + "\n")
 
 
@@ -128,6 +129,7 @@ def score_checkpoint(args, path: str) -> dict:
             if args.save:
                 for name, ids in zip(batch["name"], pred.cpu().numpy(), strict=True):
                     save(write, folder, stems[name], ids, dataset)
+    confusion.add_up_processes()
     protocol = {
         **{key: shown_sizes(seen) for key, seen in sizes.items()},
         "align_corners": predictor.align_corners,
@@ -163,11 +165,16 @@ def score_folder(args) -> dict:
     seen = set()
     start = time.perf_counter()
     loader = make_loader(
-        pairs, num_workers=args.num_workers, timeout_seconds=args.loader_timeout, batch_size=1
+        pairs,
+        num_workers=args.num_workers,
+        timeout_seconds=args.loader_timeout,
+        sampler=distributed.share(len(pairs)),
+        batch_size=1,
     )
     for batch in loader:
         confusion.update(batch["pred"], batch["label"])
         seen.add(tuple(batch["label"].shape[-2:]))
+    confusion.add_up_processes()
     protocol = {
         "label": shown_sizes(seen),
         "predictions": args.predictions,
@@ -184,9 +191,9 @@ def scored_classes(subset: str | None, dataset) -> list[int] | None:
     return dataset.subsets[subset] if subset is not None else None
 
 
-def shown_sizes(seen: Iterable[tuple[int, int]]) -> str:
-    """Return the one size of all images as WxH, else how many there are."""
-    sizes = sorted(seen)
+def shown_sizes(seen: set[tuple[int, int]]) -> str:
+    """Return the one size of all processes' images as WxH, else how many there are."""
+    sizes = sorted(set().union(*distributed.everyones(seen)))
     if len(sizes) == 1:
         return f"{sizes[0][1]}x{sizes[0][0]}"
     return f"{len(sizes)} sizes"

@@ -4,9 +4,10 @@ Logits stay at the network's own resolution. They are resized and reduced to cla
 by `kernels.argmax_upsample`, so that no [N,C,H,W] tensor of the label's size ever exists.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
+import distributed
 import kernels
 import models
 from checkpoint import load_model
 from datasets import build_dataset
 from engine import autocast, pick_precision
 from errors import UserError
-from loading import make_loader
+from loading import make_loader, on_device
 from metrics import ConfusionMatrix
 from windows import in_windows
 
@@ -102,19 +104,23 @@ class Predictor:
         return log_probs(self.probabilities(images))
 
     @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Return the softmax averaged over the views, float32 [N,C,h,w], the largest one's grid.
+    def probabilities(self, images: Tensor, heads: tuple[str, ...] = ("out",)) -> Tensor:
+        """Return the softmax averaged over the views, on the grid of the largest of them.
 
         Args:
             images: uint8 [N,3,H,W] RGB, on any device.
+            heads: outputs of the network, "out" and "aux".
+
+        Returns:
+            float32 [N,K*C,h,w], the C classes of each of the K heads one after the other.
         """
         images = self._normalised(images)
         total: Tensor | None = None
         for scale in sorted(self.scales, reverse=True):
             scaled = _resize_images(images, scale)
             for mirrored in (False, True) if self.flip else (False,):
-                logits = self._forward(scaled.flip(3) if mirrored else scaled)
-                probs = logits.softmax(1)
+                logits = self._forward(scaled.flip(3) if mirrored else scaled, heads)
+                probs = torch.cat([head.softmax(1) for head in logits.chunk(len(heads), 1)], 1)
                 probs = probs.flip(3) if mirrored else probs
                 if total is None:
                     total = torch.zeros_like(probs)
@@ -126,15 +132,17 @@ class Predictor:
         images = images.to(self.device, non_blocking=True)
         return models.normalise(images, self.model.normalisation)
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, images: Tensor, heads: tuple[str, ...] = ("out",)) -> Tensor:
+        network = functools.partial(self._network, heads=heads)
         if self.slide is None:
-            return self._network(images)
-        return in_windows(self._network, images, self.slide)
+            return network(images)
+        return in_windows(network, images, self.slide)
 
-    def _network(self, images: Tensor) -> Tensor:
+    def _network(self, images: Tensor, heads: tuple[str, ...]) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.precision, self.device):
-            return self.model(images, aux=False)["out"].float()
+            outputs = self.model(images, aux="aux" in heads)
+        return torch.cat([outputs[head].float() for head in heads], 1)
 
 
 class Ensemble:
@@ -168,8 +176,13 @@ class Ensemble:
         """
         if len(self.predictors) == 1:
             return self.predictors[0].logits(images)
+        return self.mean(self.probabilities(images))
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor, heads: tuple[str, ...] = ("out",)) -> list[Tensor]:
+        """Return what `Predictor.probabilities` does of every network, each on its own grid."""
         images = images.to(self.device, non_blocking=True)
-        return self.mean([predictor.probabilities(images) for predictor in self.predictors])
+        return [predictor.probabilities(images, heads) for predictor in self.predictors]
 
     def mean(self, probs: list[Tensor]) -> Tensor:
         """Return the logarithm of the weighted mean, float32 [N,C,h,w], on the finest grid.
@@ -230,26 +243,37 @@ def _collate(samples: list[dict]) -> dict:
 
 
 def predict(
-    predictor: Predictor | Ensemble, dataset: Dataset, *, with_confidence: bool = False, **loading
-) -> Iterator[tuple[dict, Tensor, Tensor | None]]:
+    predictor: Callable,
+    dataset: Dataset,
+    *,
+    with_confidence: bool = False,
+    start: int = 0,
+    **loading,
+) -> Iterator[tuple]:
     """Predict every image of a dataset, in order, at the size of its label or file.
 
+    Of several processes, each predicts images of its own: every image is somebody's.
+
     Args:
-        predictor: `Predictor` or `Ensemble`.
+        predictor: `Predictor`, `Ensemble`, or what is called as they are and has their `device`.
         dataset: of segshift.
         with_confidence: fill the third entry.
+        start: images to leave out, the first ones.
         **loading: batch_size (1 if left out), num_workers and timeout_seconds of
             `loading.make_loader`.
 
     Yields:
-        the batch, its train ids uint8 [N,H,W], its confidences float32 [N,H,W] or None.
+        the batch on the network's device, its train ids uint8 [N,H,W], its confidences float32
+        [N,H,W] or None, and what else the predictor returns with confidences.
 
     Raises:
         UserError: an unreadable file, or a batch of images of several sizes.
     """
     pinned = predictor.device.type == "cuda"
-    loader = make_loader(_Sized(dataset), collate_fn=_collate, pin_memory=pinned, **loading)
-    for batch in tqdm(loader, disable=None, leave=False):
+    loading |= {"sampler": distributed.share(len(dataset))[start:], "collate_fn": _collate}
+    loader = make_loader(_Sized(dataset), pin_memory=pinned, **loading)
+    batches = on_device(loader, predictor.device)
+    for batch in tqdm(batches, total=len(loader), disable=None, leave=False):
         result = predictor(batch["image"], batch["size"], with_confidence)
         yield (batch, *result) if with_confidence else (batch, result, None)
 
@@ -263,11 +287,12 @@ def evaluate(predictor: Predictor, dataset: Dataset, **loading) -> ConfusionMatr
         **loading: see `predict`.
 
     Returns:
-        the confusion matrix; `compute` reads it.
+        the confusion matrix of all processes' images; `compute` reads it.
     """
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, dataset.ignore_index)
     for batch, pred, _ in predict(predictor, dataset, **loading):
-        confusion.update(pred, batch["label"].to(pred.device, non_blocking=True))
+        confusion.update(pred, batch["label"])
+    confusion.add_up_processes()
     return confusion
 
 

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
+import distributed
 from checkpoint import write_text
 from datasets.cache import fingerprint
 from engine import seed_for
@@ -145,6 +146,37 @@ def make_loader(
     )
 
 
+def on_device(batches: Iterable[dict], device: torch.device) -> Iterator[dict]:
+    """Yield batches on `device`, each already under way while the one before it is worked on.
+
+    Args:
+        batches: tensors and other values by name; for a GPU in page-locked memory.
+        device: on a GPU the copies have a stream of their own, which the current one waits for.
+    """
+    copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+    sent = []
+    for batch in batches:
+        with torch.cuda.stream(copies):  # of None: as if it was not there
+            batch = {
+                key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+                for key, value in batch.items()
+            }
+            sent.append((batch, copies.record_event() if copies else None))
+        if len(sent) > 1:
+            yield _arrived(*sent.pop(0))
+    yield from (_arrived(*last) for last in sent)
+
+
+def _arrived(batch: dict, copied: torch.cuda.Event | None) -> dict:
+    """Make the current stream wait for a batch, and its memory for the current stream."""
+    if copied is not None:
+        current = torch.cuda.current_stream()
+        current.wait_event(copied)
+        for value in filter(torch.is_tensor, batch.values()):
+            value.record_stream(current)
+    return batch
+
+
 def step_batches(
     dataset: Dataset,
     batch_size: int,
@@ -159,7 +191,7 @@ def step_batches(
 
     Args:
         dataset: whose images have one size.
-        batch_size: N images a batch.
+        batch_size: N images a batch. Of several processes, each takes its own N of one order.
         seed: of the order; see `StepBatches`.
         start: number of the first batch.
         device: where `image`, uint8 [N,3,H,W], and `label`, uint8 [N,H,W], go.
@@ -171,23 +203,28 @@ def step_batches(
         UserError: an unreadable image or label; the message names the file.
     """
 
+    everyones = batch_size * distributed.world_size()
+    own = slice(distributed.rank() * batch_size, (distributed.rank() + 1) * batch_size)
+
     def drawn(step: int) -> tuple[list[int], list[int]]:
-        return rare_classes.draw(batch_size, seed, step)
+        return rare_classes.draw(everyones, seed, step)
 
     if rare_classes is None:
-        sampler = StepBatches(len(dataset), batch_size, seed, start)
+        sampler = iter(StepBatches(len(dataset), everyones, seed, start))
     else:
         sampler = (drawn(step)[0] for step in itertools.count(start))
+    sampler = (batch[own] for batch in sampler)
     loader = make_loader(
         dataset, batch_sampler=sampler, pin_memory=device.type == "cuda", **loading
     )
-    for step, batch in enumerate(loader, start):
-        if rare_classes is not None:  # drawn again: the loader's workers are given indices alone
-            batch["rare_class"] = torch.tensor(drawn(step)[1])
-        yield {
-            key: value.to(device, non_blocking=True) if torch.is_tensor(value) else value
-            for key, value in batch.items()
-        }
+
+    def batches() -> Iterator[dict]:
+        for step, batch in enumerate(loader, start):
+            if rare_classes is not None:  # drawn again: loader workers are given indices alone
+                batch["rare_class"] = torch.tensor(drawn(step)[1][own])
+            yield batch
+
+    yield from on_device(batches(), device)
 
 
 def join_datasets(datasets: list[Dataset]) -> Dataset:

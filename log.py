@@ -16,10 +16,9 @@ from errors import UserError
 
 
 def say(line: str) -> None:
-    """Print a line at once, above the progress bar if there is one; process 0 alone does."""
-    if distributed.rank() == 0:
-        tqdm.write(line)
-        sys.stdout.flush()
+    """Print a line at once, above the progress bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 class Log:
@@ -53,7 +52,7 @@ class Log:
         kept = self._terms[-1][1]
         for name, value in terms.items():
             kept[name] = kept.get(name, 0.0) + share * value.detach()
-        if all(value.device.type == "cpu" for value in terms.values()):
+        if all(value.device.type == "cpu" for value in kept.values()):
             self._read(self._terms[-1:])
 
     def flush(self, step: int, rate: float | None = None) -> None:
@@ -70,6 +69,9 @@ class Log:
             return
         self._rate = rate = self._rate if rate is None else rate
         means = self._read(self._terms)
+        if means:  # every process has the same terms, of images of its own
+            total = distributed.add_up(torch.tensor(list(means.values()), dtype=torch.float64))
+            means = dict(zip(means, (total / distributed.world_size()).tolist(), strict=True))
         now = time.monotonic()
         steps_per_second = len(self._terms) / max(now - self._flushed, 1e-9)
         self._terms, self._flushed = [], now

@@ -2,8 +2,10 @@
 
 import math
 
+import torch
 from torch import Tensor
 
+import distributed
 import kernels
 from errors import UserError
 
@@ -47,6 +49,14 @@ class ConfusionMatrix:
         """
         counts = kernels.confusion_matrix(pred, label, self.num_classes, self.ignore_index)
         self.counts = counts if self.counts is None else self.counts + counts
+
+    def add_up_processes(self) -> None:
+        """Add the counts of all processes, of which each saw other images."""
+        if self.counts is None:
+            side = self.num_classes + 1
+            self.counts = torch.zeros(side, side, dtype=torch.int64)
+        # on the CPU: a process without an image does not know the others' device
+        self.counts = distributed.add_up(self.counts.cpu())
 
     def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         """Return the matrix of both sets of images, on this one's device."""

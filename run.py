@@ -61,7 +61,7 @@ class Run:
     # options that change no number of the run
     FREE = frozenset(
         {"snapshot_dir", "device", "num_workers", "loader_timeout", "cache", "print_every"}
-        | {"save_every_minutes", "keep_last", "tensorboard"}
+        | {"save_every_minutes", "keep_last", "tensorboard", "checkpoint_activations"}
         | {"save_pred_every", "num_steps_stop", "data_dir", "data_dir_target", "baseline", "recipe"}
     )
 
@@ -84,7 +84,7 @@ class Run:
                 self._take_folder()
             except UserError as error:
                 problem = str(error)
-        problem = distributed.from_main(problem)
+        problem = distributed.everyones(problem)[0]
         if problem is not None:
             raise UserError(problem)
         self._saved = time.monotonic()

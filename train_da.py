@@ -16,6 +16,7 @@ import copy
 import functools
 import json
 
+import distributed
 import engine
 import methods
 import options
@@ -104,6 +105,8 @@ def main(args) -> None:
         model, score = train(args, alone, ["none"], f"{args.snapshot_dir}/source")
         results = {"source_only": score, **results}
         predictions = {"source only": model, **predictions}
+    if distributed.rank() > 0:
+        return
     write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
     report.print_table(results, data["val"].class_names, " + ".join(args.method))
     if args.baseline:
@@ -222,6 +225,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         seed=args.random_seed,
         device=device,
         weights=(args.weights, args.restore_from),
+        recompute=args.checkpoint_activations,
     )
     optimizer = engine.make_optimizer(
         args.optimizer,
@@ -263,10 +267,10 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     if args.tensorboard:
         run.log.open_board()
 
-    def student(images):
-        """Run the network on images of 0 to 255."""
-        with engine.autocast(precision, device):
-            return model(models.normalise(images, model.normalisation))
+    running = {"compiled": args.compile}
+    student = engine.make_forward(model, precision, device, **running)
+    if teacher is not None:
+        teach = engine.make_forward(teacher, precision, device, **running)
 
     def validate() -> dict:
         how = {"precision": precision, "align_corners": args.align_corners}
@@ -330,17 +334,18 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
                     with torch.set_grad_enabled(f"{domain}_out" in needs):
                         batch[f"{domain}_out"] = student(batch[f"{domain}_image"])
             if teacher is not None:
-                with torch.no_grad(), engine.autocast(precision, device):
-                    normalised = models.normalise(batch["target_image"], model.normalisation)
-                    batch["teacher_out"] = teacher(normalised, aux=False)
+                with torch.no_grad():
+                    batch["teacher_out"] = teach(batch["target_image"], aux=False)
             terms = {}
             for method in adapting.values():
                 terms |= method(batch, student)
             (weight * sum(terms.values()) / args.iter_size).backward()
             run.record(terms, 1 / args.iter_size)
+        distributed.average(model, of="gradients")
         optimizer.step()
         for method in adapting.values() if adapt else ():
             run.record(method.after_step(rate))
+        distributed.average(*filter(None, (model, teacher)), of="buffers")
 
         if run.step % args.print_every == 0 or run.step == stop:
             for method in adapting.values():

@@ -11,6 +11,7 @@ is its target, for the oracle, unless --dataset says otherwise.
 
 import json
 
+import distributed
 import engine
 import options
 from checkpoint import write_text
@@ -25,7 +26,9 @@ def parse_args(argv: list[str] | None = None):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default="cityscapes", metavar="NAME")
     group.add_argument("--data-dir", metavar="DIR")
-    group.add_argument("--data-list", metavar="FILE")
+    images = group.add_mutually_exclusive_group()
+    images.add_argument("--data-list", metavar="FILE")
+    images.add_argument("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
     group.add_argument("--set", default="train", help="split; default %(default)s")
     group.add_argument("--num-images", type=options.at_least(1), help="use N of them, at random")
     size = options.width_height
@@ -44,22 +47,20 @@ def main(args) -> None:
     import autoaugment
     import inference  # imports kernels, which compiles them
     import losses
-    import models
-    from datasets import build_dataset
+    from datasets import build_dataset, build_pseudo_labelled
 
     device = engine.pick_device(args.device)
     precision = engine.pick_precision(args.precision, device)
     loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
     where = {"size": args.input_size, "seed": args.random_seed, "cache_dir": args.cache}
     where |= dict(args.data_option)
-    train_set = build_dataset(
-        args.dataset,
-        args.data_dir,
-        split=args.set,
-        list_file=args.data_list,
-        num_images=args.num_images,
-        **where,
-    )
+    which = {"split": args.set, "num_images": args.num_images, **where}
+    if args.pseudo_labels:
+        train_set = build_pseudo_labelled(
+            args.dataset, args.data_dir, args.pseudo_labels, confidence=False, **which
+        )
+    else:
+        train_set = build_dataset(args.dataset, args.data_dir, list_file=args.data_list, **which)
     val = build_dataset(
         args.dataset,
         args.data_dir,
@@ -75,6 +76,7 @@ def main(args) -> None:
         seed=args.random_seed,
         device=device,
         weights=(args.weights, args.restore_from),
+        recompute=args.checkpoint_activations,
     )
     optimizer = engine.make_optimizer(
         args.optimizer,
@@ -98,6 +100,8 @@ def main(args) -> None:
     start = run.resume(state)
     if args.tensorboard:
         run.log.open_board()
+
+    student = engine.make_forward(model, precision, device, compiled=args.compile)
 
     def validate() -> dict:
         how = {"precision": precision, "align_corners": args.align_corners}
@@ -126,12 +130,13 @@ def main(args) -> None:
             if args.auto_augment:
                 images, label = autoaugment.auto_augment(images, label)
             images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
-            with engine.autocast(precision, device):
-                out = model(models.normalise(images, model.normalisation))
+            out = student(images)
             terms = losses.segmentation(out, label, args.lambda_seg, **how)
             (sum(terms.values()) / args.iter_size).backward()
             run.record(terms, 1 / args.iter_size)
+        distributed.average(model, of="gradients")
         optimizer.step()
+        distributed.average(model, of="buffers")
 
         if run.step % args.print_every == 0 or run.step == stop:
             run.flush(rate)
@@ -144,7 +149,8 @@ def main(args) -> None:
     if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
         run.scored(model, validate())
     result = {"last": run.last, "best": run.best}
-    write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")
+    if distributed.rank() == 0:
+        write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")
     best = f"best {run.best['miou']:.2f} (step {run.best['step']}, chosen on the same images)"
     print(f"mIoU: last {run.last['miou']:.2f}, {best}")
     run.close()

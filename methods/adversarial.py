@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+import distributed
 import losses
 from engine import set_rate
 from errors import UserError
@@ -19,8 +20,9 @@ class Adversarial(Method):
 
     Source: Tsai et al. 2018 (AdaptSegNet), section 4; train_gta2cityscapes_multi.py. One
     discriminator per output level; source is 0 and target 1; the network's term asks for 0 on the
-    target; each discriminator loss counts half. Deviation: the discriminators see the maps of the
-    step just done once its gradients are applied, not before (the same maps, the same losses).
+    target; each discriminator loss counts half. Deviation: the discriminators' gradients are
+    computed beside the network's term, so that no map outlives its batch (the same gradients: both
+    losses see the discriminators as they were before the step).
     """
 
     needs = frozenset({"target_out"})
@@ -57,9 +59,10 @@ class Adversarial(Method):
         discriminator_width: int,
         discriminator_at: str,
         autocast: Callable,
+        iter_size: int = 1,
     ):
         super().__init__()
-        self.autocast = autocast
+        self.autocast, self.iter_size = autocast, iter_size
         self.gan, self.at, self.align_corners = gan, discriminator_at, align_corners
         self.weights = {"out": lambda_adv_target2}
         if multi_level:
@@ -70,7 +73,7 @@ class Adversarial(Method):
         self.optimizer = torch.optim.Adam(
             self.discriminators.parameters(), lr=learning_rate_D, betas=(0.9, 0.99)
         )
-        self._seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        self._logged: dict[str, torch.Tensor] = {}
 
     def _maps(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Return what the discriminator looks at: the class probabilities."""
@@ -83,35 +86,38 @@ class Adversarial(Method):
 
     def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
         """Ask the discriminators to take the target outputs for source outputs."""
-        self.requires_grad_(False)  # the network's term must not train the discriminators
         terms = {}
         for level, weight in self.weights.items():
             with torch.no_grad():
                 source = self._maps(batch["source_out"][level], batch["source_image"].shape[-2:])
             target = self._maps(batch["target_out"][level], batch["target_image"].shape[-2:])
-            with self.autocast():
-                decision = self.discriminators[level](target)
-            terms[f"{self.term}_{level}"] = weight * losses.gan(decision, 0.0, self.gan)
-            self._seen.append((level, source, target.detach()))
+            self.requires_grad_(False)  # the network's term must not train the discriminators
+            terms[f"{self.term}_{level}"] = weight * self._judge(level, target, 0.0)
+            self.requires_grad_(True)
+            self._teach(level, source, target.detach())
         return terms
 
+    def _judge(self, level: str, maps: torch.Tensor, domain: float) -> torch.Tensor:
+        """Return how far a discriminator's decision is from `domain`."""
+        with self.autocast():
+            decision = self.discriminators[level](maps)
+        return losses.gan(decision, domain, self.gan)
+
+    def _teach(self, level: str, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Add the gradients of a discriminator's own loss to those of the step's other batches."""
+        loss = self._judge(level, source, 0.0) / 2 + self._judge(level, target, 1.0) / 2
+        loss = loss / self.iter_size
+        loss.backward()
+        name = f"D_{self.term}_{level}"
+        self._logged[name] = self._logged.get(name, 0.0) + loss.detach()
+
     def after_step(self, rate: float) -> dict[str, torch.Tensor]:
-        """Train the discriminators on the maps that `forward` saw since the last step."""
-        self.requires_grad_(True)
-        self.optimizer.zero_grad(set_to_none=True)
-        logged = {}
-        batches = len(self._seen) // len(self.weights)
-        for level, source, target in self._seen:
-            with self.autocast():
-                on_source = self.discriminators[level](source)
-                on_target = self.discriminators[level](target)
-            loss = losses.gan(on_source, 0.0, self.gan) / 2
-            loss = loss + losses.gan(on_target, 1.0, self.gan) / 2
-            (loss / batches).backward()
-            logged[f"D_{self.term}_{level}"] = loss.detach()
+        """Apply the gradients that the discriminators have gathered since the last step."""
+        distributed.average(self, of="gradients")
         set_rate(self.optimizer, rate)
         self.optimizer.step()
-        self._seen.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+        logged, self._logged = self._logged, {}
         return logged
 
     def get_extra_state(self) -> dict:

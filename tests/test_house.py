@@ -27,7 +27,7 @@ ALLOWED = {
     "distributed": set(),
     "engine": {"distributed", "models"},
     "checkpoint": {"models"},
-    "loading": {"checkpoint", "datasets", "engine"},
+    "loading": {"checkpoint", "datasets", "distributed", "engine"},
     "log": {"checkpoint", "distributed"},
     "run": {"checkpoint", "distributed", "engine", "log", "models"},
     "losses": set(),
@@ -39,6 +39,8 @@ ALLOWED = {
     "predictions": {"datasets"},
     "inference": {"checkpoint", "datasets", "distributed", "engine", "kernels", "loading", "metrics", "models"}
     | {"windows"},
+    "certainty": {"inference", "kernels"},
+    "pseudo_folder": {"checkpoint", "datasets", "models", "predictions"},
     "submissions": set(),
     "voting": {"inference", "kernels", "metrics"},
     "report": {"datasets"},
