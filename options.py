@@ -275,6 +275,14 @@ def add_training(parser: Parser) -> None:
         help="how logits are resized; kept in the checkpoint",
     )
     group.add_argument("--tensorboard", action="store_true")
+    group.add_argument(
+        "--compile", action="store_true", help="the network, by torch.compile; other rounding"
+    )
+    group.add_argument(
+        "--checkpoint-activations",
+        action="store_true",
+        help="compute the backbone's activations again in backward: less memory, more time",
+    )
 
     group = parser.add_argument_group("augmentation, on the device")
     group.add_argument("--crop-size", type=width_height, metavar="W,H", help="default: no crop")
