@@ -1,41 +1,71 @@
-"""Write a network's predictions as label PNGs: pseudo labels to train on.
+"""Write what networks predict as label PNGs: pseudo labels to train on.
 
     python pseudo_label.py --restore-from snapshots/gta5/gta5_best.pth --data-dir data/Cityscapes \\
         --save data/pseudo --threshold 0.9
 
-How good they are, where true labels exist:
+The surest fifth of each class, by the mean of three networks over three scales and mirrored images:
 
-    python evaluate.py --predictions data/pseudo --dataset cityscapes --data-dir data/Cityscapes \\
-        --set train
+    python pseudo_label.py --restore-from a.pth b.pth c.pth --data-dir data/Cityscapes \\
+        --save data/pseudo --portion 0.2 --scales 0.75,1,1.25 --flip --confidence
 
-Each PNG holds train ids at the size of its image, 255 where the softmax maximum is below
---threshold. list.txt has a line `image label` for each, the label relative to --save; it is written
-last: a folder without it is not finished. pseudo.json says how much of each class was kept, and
-that the folder is ours: without it no file that is there already is written over.
+Each PNG holds train ids at the size of its image, 255 where the softmax maximum is too low.
+--threshold is one for every class. --portion keeps that share of the pixels of each class (CBST):
+it predicts everything twice, as a class's threshold is known only when all its pixels are counted.
+
+confidence/ (--confidence) holds round(255 * softmax maximum), variance/ (--variance) holds
+round(255 * (1 - exp(-KL))), KL the divergence of the main from the auxiliary head: 0 where they
+agree. list.txt has a line `image label` for each, the label relative to --save; it is written last:
+a folder without it is not finished, and the same command goes on with it. To train on it:
+
+    python train_seg.py --pseudo-labels data/pseudo --dataset cityscapes \\
+        --data-dir data/Cityscapes --snapshot-dir snapshots/student
+
+pseudo.json says what the labels were made with, what was kept of each class and, with --score, how
+good they are.
 """
 
-import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import engine
 import options
-from checkpoint import write_text
 from errors import UserError
-from predictions import VOID, Writers, stems, writable_folder
+from predictions import VOID, Writers
 
 
 def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
     parser = options.parser(__doc__)
-    parser.add_argument("--restore-from", required=True, metavar="FILE", help="checkpoint")
-    parser.add_argument("--save", required=True, metavar="DIR", help="where the labels go")
     parser.add_argument(
+        "--restore-from",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="checkpoint; the probabilities of several are averaged",
+    )
+    parser.add_argument("--save", required=True, metavar="DIR", help="where the labels go")
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument(
         "--threshold",
-        type=options.at_least(0, float),
+        type=options.between(0, 1),
         default=0.0,
         metavar="P",
-        help="least confidence of a pixel that is kept, 0 to 1; default %(default)s, all",
+        help="least confidence of a pixel that is kept; default %(default)s, all",
     )
+    rule.add_argument(
+        "--portion",
+        type=options.between(0, 1),
+        metavar="P",
+        help="share of each class's pixels to keep, the surest ones",
+    )
+    parser.add_argument("--confidence", action="store_true", help="write it as 8-bit PNGs too")
+    parser.add_argument(
+        "--variance", action="store_true", help="write where the heads of the networks disagree"
+    )
+    parser.add_argument(
+        "--score", action="store_true", help="compare with the dataset's labels, which must exist"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="begin anew")
     options.add_data(parser, split="train")
     options.add_views(parser)
     options.add_model(parser, default=None)
@@ -44,85 +74,160 @@ def parse_args(argv: list[str] | None = None):
 
 
 def main(args) -> None:
-    """Predict every image, then write the list and the shares kept."""
-    import inference  # imports kernels, which compiles them
-    from datasets import write_label_png
-    from metrics import ConfusionMatrix, plain
+    """Predict every image, with --portion once more, then write the list and what came out."""
+    import certainty  # imports kernels, which compiles them
+    import inference
+    from pseudo_folder import PseudoFolder
 
-    if args.threshold > 1:
-        raise UserError(f"--threshold is a probability, 0 to 1: {args.threshold}")
-    device = engine.pick_device(args.device)
-    predictor, dataset = inference.restore(
+    if args.portion == 0:
+        raise UserError("--portion is above 0, to 1: 0 would keep nothing")
+    predictors, dataset = inference.restore_all(
         args.restore_from,
-        device,
+        engine.pick_device(args.device),
         architecture=options.architecture(args),
-        data={**options.data_values(args), "labelled": False},
+        data={**options.data_values(args), "labelled": args.score},
         precision=args.precision,
         **options.view_values(args),
     )
-    folder = writable_folder(args.save)
-    labels = {name: f"{stem}.png" for name, stem in stems(dataset).items()}
-    check_overwriting(folder, labels, dataset.root)
-    summary = {
-        "checkpoint": args.restore_from,
-        "threshold": args.threshold,
+    predictor = inference.Ensemble(predictors)
+    if args.variance:
+        check_heads(args.restore_from, predictors)
+        predictor = certainty.WithVariance(predictor)
+    settings = settings_of(args, predictors, dataset)
+    maps = [name for name in ("confidence", "variance") if settings[name]]
+    folder = PseudoFolder(args.save, dataset, settings, maps, args.overwrite)
+    if folder.finished:
+        print(f"{folder.path} is finished: nothing to do; --overwrite begins anew")
+        return
+
+    def predicted(start: int) -> Iterator[tuple]:
+        return inference.predict(
+            predictor,
+            dataset,
+            with_confidence=True,
+            start=start,
+            batch_size=args.batch_size,
+            num_workers=args.num_workers,
+            timeout_seconds=args.loader_timeout,
+        )
+
+    bins = None
+    if args.portion:
+        for _, pred, confidence, *_ in folder.counted.over(predicted(folder.counted.done)):
+            folder.counted.add(counts=certainty.histogram(confidence, pred, dataset.num_classes))
+        bins = certainty.class_bins(folder.counted.sums["counts"], args.portion)
+    write_labels(args, folder, dataset, predicted, bins)
+    results = results_of(args, folder, dataset, bins)
+    folder.finish(results)
+    report(results, dataset, folder.path)
+
+
+def check_heads(paths: list[str], predictors: list) -> None:
+    """Check that every network has two heads."""
+    for path, predictor in zip(paths, predictors, strict=True):
+        if not predictor.model.arch.get("multi_level"):
+            raise UserError(f"{path} has one head: --variance compares two (--multi-level)")
+
+
+def settings_of(args, predictors: list, dataset) -> dict:
+    """Return the plain values that decide what is written, for pseudo.json."""
+    from pseudo_folder import fingerprint
+
+    contents = [fingerprint(Path(path).read_bytes()) for path in args.restore_from]
+    names = [Path(path).name for path in args.restore_from]
+    return {
+        "checkpoints": [f"{name} {digits}" for name, digits in zip(names, contents, strict=True)],
+        "model": options.architecture(args),
+        "dataset": dataset.name,
+        "classes": dataset.class_names,
         "images": len(dataset),
+        "image_names": fingerprint("\n".join(image for image, _ in dataset.pairs).encode()),
+        "input_size": dataset.size,
+        "scales": args.scales,
+        "flip": args.flip,
+        "slide": args.slide,
+        "align_corners": predictors[0].align_corners,
+        "precision": [predictor.precision for predictor in predictors],
+        "threshold": args.threshold,
+        "portion": args.portion,
+        "confidence": args.confidence,
+        "variance": args.variance,
+        "score": args.score,
     }
-    write_text(folder / "pseudo.json", json.dumps(summary, indent=1) + "\n")
-    (folder / "list.txt").unlink(missing_ok=True)
 
-    # what was kept of what was predicted: a confusion of the predictions with themselves
-    kept = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
-    batches = inference.predict(
-        predictor,
-        dataset,
-        with_confidence=args.threshold > 0,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        timeout_seconds=args.loader_timeout,
-    )
+
+def write_labels(args, folder, dataset, predicted: Callable, bins) -> None:
+    """Write the PNGs of the images that are left, and count what they hold."""
+    import certainty
+    import kernels
+
+    def count(pred, label):
+        return kernels.confusion_matrix(pred, label, dataset.num_classes, VOID)
+
     with Writers() as write:
-        for batch, pred, confidence in batches:
-            label = pred
-            if args.threshold > 0:
-                label = pred.masked_fill(confidence < args.threshold, VOID)
-            kept.update(label, pred)
-            for name, ids in zip(batch["name"], label.cpu().numpy(), strict=True):
-                write(write_label_png, folder / labels[name], ids, dataset.palette)
-
-    shares = kept.compute()
-    kept_of_class = dict(zip(dataset.class_names, map(plain, shares["accuracy"]), strict=True))
-    summary |= {"kept": shares["pixel_accuracy"], "kept_of_class": kept_of_class}
-    write_text(folder / "pseudo.json", json.dumps(summary, indent=1) + "\n")
-    write_text(folder / "list.txt", list_text(labels))
-    for name, share in kept_of_class.items():
-        print(f"{name}\t{'never predicted' if share is None else f'{share:.2f} % kept'}")
-    print(f"{len(dataset)} labels in {folder}, {summary['kept']:.2f} % of the pixels kept")
-
-
-def check_overwriting(folder: Path, labels: dict[str, str], root: Path) -> None:
-    """Check that no image, and no file of anyone else's, would be written over.
-
-    Args:
-        folder: where the labels go.
-        labels: image, relative to `root`, -> label, relative to `folder`.
-        root: of the images.
-
-    Raises:
-        UserError: names the first such file.
-    """
-    images = {(root / image).resolve() for image in labels}
-    ours = (folder / "pseudo.json").exists()
-    for name in ("list.txt", *labels.values()):
-        path = folder / name
-        if path.resolve() in images or (path.exists() and not ours):
-            raise UserError(f"{path} would be written over: give --save a folder of its own")
+        batches = folder.written.over(predicted(folder.written.done), before_saving=write.wait)
+        for batch, pred, confidence, *variance in batches:
+            if bins is None:
+                sure = confidence >= args.threshold
+            else:
+                sure = certainty.above_bins(confidence, pred, bins)
+            label = pred.masked_fill(~sure, VOID)
+            # of each predicted class, what was kept: a confusion of the predictions with themselves
+            folder.written.add(kept=count(label, pred))
+            if args.score:
+                truth = batch["label"].to(pred.device, non_blocking=True)
+                folder.written.add(
+                    all=count(pred, truth), sure=count(pred, truth.where(sure, VOID))
+                )
+            maps = [certainty.eight_bits(confidence)] if args.confidence else []
+            maps += [certainty.eight_bits(-(-divergence).expm1()) for divergence in variance]
+            arrays = [values.cpu().numpy() for values in (label, *maps)]
+            for name, ids, *others in zip(batch["name"], *arrays, strict=True):
+                write(folder.write, name, ids, others)
 
 
-def list_text(labels: dict[str, str]) -> str:
-    """Return `image label` lines, with tabs if a name holds a space."""
-    space = "\t" if any(" " in name for name in labels) else " "
-    return "".join(f"{image}{space}{label}\n" for image, label in labels.items())
+def results_of(args, folder, dataset, bins) -> dict:
+    """Return what was kept of each class from which confidence on, and how good it is."""
+    import certainty
+    from metrics import ConfusionMatrix, plain
+
+    def matrix(name: str, **how) -> ConfusionMatrix:
+        result = ConfusionMatrix(dataset.num_classes, dataset.class_names, **how)
+        result.counts = folder.written.sums[name]
+        return result
+
+    def by_class(values: list) -> dict:
+        return dict(zip(dataset.class_names, values, strict=True))
+
+    kept = matrix("kept", allow_void=True).compute()
+    if kept["pixel_accuracy"] == 0:
+        raise UserError(f"no pixel is as sure as --threshold {args.threshold}: nothing to train on")
+    thresholds = [args.threshold] * dataset.num_classes
+    if bins is not None:
+        thresholds = certainty.lower_edges(bins)
+    results = {
+        "thresholds": by_class(thresholds),
+        "kept": kept["pixel_accuracy"],
+        "kept_of_class": by_class(list(map(plain, kept["accuracy"]))),
+    }
+    if args.score:
+        quality = {"all": matrix("all").summary(), "kept": matrix("sure").summary()}
+        results["quality"] = quality
+    return results
+
+
+def report(results: dict, dataset, path: Path) -> None:
+    """Print what was kept, and how good it is."""
+    for name, share in results["kept_of_class"].items():
+        above = f"confidence >= {results['thresholds'][name]:.6f}"
+        shown = "never predicted" if share is None else f"{share:.2f} % kept, {above}"
+        print(f"{name}\t{shown}")
+    for pixels, score in results.get("quality", {}).items():
+        print(
+            f"mIoU {score['miou']:.2f} of {score['classes_scored']} classes, "
+            f"{'every labelled pixel' if pixels == 'all' else 'the labelled pixels that were kept'}"
+        )
+    print(f"{len(dataset)} labels in {path}, {results['kept']:.2f} % of the pixels kept")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prediction, and two scripts that run it: evaluate and pseudo_label."""
+"""Scoring networks and folders of predictions: evaluate.py."""
 
 import json
 import math
@@ -14,11 +14,9 @@ from PIL import Image
 
 import evaluate
 import models
-import pseudo_label
 from checkpoint import FORMAT, load_checkpoint, load_model, save_atomic
 from datasets import build_dataset, write_label_png
 from errors import UserError
-from inference import Predictor, predict
 from predictions import Writers, match
 
 ROOT = Path(__file__).parent.parent
@@ -71,10 +69,6 @@ def script(name: str, *words) -> subprocess.CompletedProcess:
 
 def run_evaluate(*words) -> None:
     evaluate.main(evaluate.parse_args([str(word) for word in words]))
-
-
-def run_pseudo_label(*words) -> None:
-    pseudo_label.main(pseudo_label.parse_args([str(word) for word in words]))
 
 
 # ------------------------------------------------------------------ evaluate.py
@@ -241,88 +235,6 @@ def test_subsets_of_synthia(tmp_path, capsys, subset, count):
     assert len(scores_of(printed)) == count + 1
     assert "===>terrain" not in printed
     assert f"classes {subset}" in printed
-
-
-# ------------------------------------------------------------------ pseudo_label.py
-
-
-def test_pseudo_labels_keep_what_is_confident(checkpoint, camvid, tmp_path):
-    folder = tmp_path / "pseudo"
-    on = on_camvid(camvid, "--set", "val")
-    done = script(
-        "pseudo_label.py", "--restore-from", checkpoint, "--save", folder, "--threshold", "0.5", *on
-    )
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((folder / "pseudo.json").read_text())
-    labels = np.stack([np.asarray(Image.open(folder / f"{name}.png")) for name in FRAMES])
-    kept = labels != 255
-    assert 0 < kept.mean() < 1
-    assert summary["kept"] == pytest.approx(100 * kept.mean(), abs=1e-4)
-
-    model, _ = load_model(checkpoint, torch.device("cpu"))
-    sure = [sample[2] for sample in predict(Predictor(model), open_camvid(camvid),
-            with_confidence=True, num_workers=0)]  # fmt: skip
-    assert np.array_equal(kept, torch.cat(sure).numpy() >= 0.5)
-
-    # beside the plain predictions: what was kept is the same class
-    run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "all", *on)
-    plain = np.stack([np.asarray(Image.open(tmp_path / "all" / f"{n}.png")) for n in FRAMES])
-    assert (plain != 255).all()
-    assert np.array_equal(labels[kept], plain[kept])
-    names = open_camvid(camvid).class_names
-    for c, name in enumerate(names):
-        share = summary["kept_of_class"][name]
-        predicted = plain == c
-        assert (share is None) == (not predicted.any())
-        if share is not None:
-            assert share == pytest.approx(100 * kept[predicted].mean(), abs=1e-4)
-
-    # the list is one to train on
-    listed = {"list_file": folder / "list.txt", "label_root": folder, "label_kind": "trainIds"}
-    dataset = open_camvid(camvid, **listed)
-    assert [dataset[i]["label"].tolist() for i in range(3)] == labels.tolist()
-
-
-def test_a_pseudo_label_run_that_fails_leaves_no_list(checkpoint, camvid, tmp_path):
-    on = on_camvid(camvid, "--set", "val")
-    run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "pseudo", *on)
-    (camvid / f"{FRAMES[2]}.png").write_bytes(b"")
-    with pytest.raises(UserError, match="7963"):
-        run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "pseudo", *on)
-    assert not (tmp_path / "pseudo" / "list.txt").exists()
-    assert not list((tmp_path / "pseudo").rglob("*.tmp"))
-    Image.new("RGB", (40, 24)).save(camvid / f"{FRAMES[2]}.png")
-    run_pseudo_label("--restore-from", checkpoint, "--save", tmp_path / "pseudo", *on)
-    assert (tmp_path / "pseudo" / "list.txt").exists()
-
-
-def test_pseudo_labels_never_replace_images_labels_or_lists(checkpoint, camvid, tmp_path):
-    on = on_camvid(camvid, "--set", "val")
-
-    def refused(folder: Path, spared: str, *more):
-        before = (folder / spared).read_bytes()
-        with pytest.raises(UserError, match=f"{spared} would be written over"):
-            run_pseudo_label("--restore-from", checkpoint, "--save", folder, *on, *more)
-        assert (folder / spared).read_bytes() == before
-
-    link = tmp_path / "link"
-    link.symlink_to(camvid)
-    refused(camvid, f"{FRAMES[0]}.png")
-    refused(link, f"{FRAMES[0]}.png")
-    assert not (camvid / "pseudo.json").exists()
-    (camvid / "pseudo.json").touch()  # even where an earlier run has left its mark
-    refused(camvid, f"{FRAMES[0]}.png")
-
-    # true labels where the pseudo labels would go
-    jpeg, labels = camvid / "x.jpg", tmp_path / "labels"
-    Image.new("RGB", (40, 24)).save(jpeg)
-    write_label_png(labels / "x.png", np.zeros((24, 40), np.uint8))
-    (tmp_path / "one.txt").write_text("x.jpg x.png\n")
-    refused(labels, "x.png", "--data-list", tmp_path / "one.txt")
-
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "list.txt").write_text("mine\n")
-    refused(tmp_path / "lists", "list.txt")
 
 
 # ------------------------------------------------------------------ mistakes: one line, exit 2
