@@ -99,7 +99,7 @@ def confusion_cases(label: Tensor, predictions: dict[str, Tensor], folder: Path)
     wide_label = label.long()
     for name, pred in predictions.items():
         wide_pred = pred.long()
-        y, x = wide_label.cpu().numpy(), wide_pred.cpu().numpy()
+        y, x = wide_label.cpu().numpy(), pred.cpu().numpy()
         on_torch = lambda p=wide_pred: torch_hist(wide_label, p)  # noqa: E731
         on_numpy = lambda y=y, x=x: fast_hist(y, x)  # noqa: E731
         yield Case(
@@ -120,7 +120,12 @@ def confusion_cases(label: Tensor, predictions: dict[str, Tensor], folder: Path)
 
 
 def fast_hist(label: np.ndarray, pred: np.ndarray) -> np.ndarray:
-    """Count as AdaptSegNet's compute_iou.py does: keep what is labelled, then bincount."""
+    """Count as AdaptSegNet's compute_iou.py does: keep what is labelled, then bincount.
+
+    Args:
+        label: int64, what mapping raw ids to train ids makes there of a PNG's uint8.
+        pred: uint8, as read from a PNG.
+    """
     kept = (label >= 0) & (label < NUM_CLASSES)
     return np.bincount(NUM_CLASSES * label[kept].astype(int) + pred[kept], minlength=NUM_CLASSES**2)
 
