@@ -148,7 +148,7 @@ def scale_range(text: str) -> tuple[float, float]:
 def add_model(parser: Parser, default: str | None = "deeplabv2") -> None:
     """Add what describes a network. Options left out take the model's own default."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=default, help="deeplabv2, deeplabv3plus or compact")
+    group.add_argument("--model", default=default, help="deeplabv2, deeplabv3plus, pidnet or compact")
     group.add_argument("--backbone", help="resnet18 ... resnet101, efficientnet_lite0 ... 4")
     group.add_argument(
         "--multi-level",

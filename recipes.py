@@ -133,6 +133,30 @@ RECIPES = {
         "method": ["rectify"],
         "lambda_rectify": 1.0,
     },
+    # The project that the experiments' page goes back to; torchvision's ImageNet weights.
+    "gta5-640x360": {
+        **_ADAPTSEGNET,
+        "input_size": (640, 360),
+        "input_size_target": (640, 360),
+        "multi_level": True,
+        "style": "torchvision",
+        "batch_size": 2,
+        "num_steps_stop": None,
+        "lambda_adv_target1": 0.0002,
+        "lambda_adv_target2": 0.001,
+    },
+    "loveda": {
+        "source": ["loveda"],
+        "target": "loveda",
+        "input_size": (512, 512),
+        "model": "deeplabv2",
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "weight_decay": 5e-4,
+        "batch_size": 6,
+        "num_steps": 6000,  # about 25 times the 1366 images of Rural
+        "save_pred_every": 500,
+    },
     "camvid": _CAMVID,
     "camvid-adapt": {**_CAMVID, "num_steps": 300, "learning_rate": 5.36e-4},
     "streets": {

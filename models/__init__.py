@@ -12,6 +12,7 @@ from models.deeplabv2 import DeepLabV2
 from models.deeplabv3plus import DeepLabV3Plus
 from models.layers import choose, fold_batchnorm
 from models.normalisation import NORMALISATIONS, normalise
+from models.pidnet import PIDNet
 from models.recompute import checkpoint_activations
 from models.weights import LoadReport, load_state, load_weights, read_weights_file
 
@@ -32,6 +33,7 @@ MODELS = {
     "compact": Compact,
     "deeplabv2": DeepLabV2,
     "deeplabv3plus": DeepLabV3Plus,
+    "pidnet": PIDNet,
 }
 
 
