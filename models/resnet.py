@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from models.layers import choose
 from models.recompute import Block
 
+WIDTH = 64  # channels of the stem; published weights have no other
 # Name -> (bottleneck blocks, blocks in layer1..4)
 RESNETS = {
     "resnet18": (False, (2, 2, 2, 2)),
@@ -102,15 +103,15 @@ class ResNet(nn.Module):
         bottleneck, blocks = RESNETS[backbone]
         block = Bottleneck if bottleneck else BasicBlock
 
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTH)
         self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=style == "caffe")
-        inplanes, previous_dilation = 64, 1
+        inplanes, previous_dilation = WIDTH, 1
         self.channels = []
         for i, (count, (stride, dilation)) in enumerate(
             zip(blocks, STAGES[output_stride], strict=True)
         ):
-            planes = 64 * 2**i
+            planes = WIDTH * 2**i
             first = dilation if style == "caffe" else previous_dilation
             if bottleneck:  # the same names in both styles, different maths
                 strides = (stride, 1) if style == "caffe" else (1, stride)
