@@ -379,7 +379,7 @@ def restore_all(
         **how: of `Predictor`.
 
     Returns:
-        a predictor of each, its network's batch norms folded in fp32, and the dataset.
+        a predictor of each, its network's batch norms folded, and the dataset.
 
     Raises:
         UserError: a file cannot be loaded, its classes are not the dataset's, or the checkpoints
@@ -401,7 +401,7 @@ def restore_all(
         corners = checkpoint.get("align_corners", False) if align_corners is None else align_corners
         chosen = checkpoint.get("precision", "auto") if precision == "auto" else precision
         chosen = pick_precision(chosen, device)
-        model = for_inference(model, chosen).to(device, memory_format=torch.channels_last)
+        model = models.fold_batchnorm(model).to(device, memory_format=torch.channels_last)
         predictors.append(Predictor(model, precision=chosen, align_corners=corners, **how))
     return predictors, dataset
 
@@ -429,20 +429,6 @@ def _check_classes(one: str | Path, theirs: list[str], other: str | Path, ours: 
         f"{one} knows {len(theirs)} classes, {other} has {len(ours)}; the first that differs: "
         f"class {c} is {a} in the one, {b} in the other"
     )
-
-
-def for_inference(model: nn.Module, precision: str) -> nn.Module:
-    """Return the network with its batch norms folded into its convolutions, in fp32 only.
-
-    In bf16 it is the folded weights and biases that are rounded, not those that were trained in
-    bf16: one CamVid network lost a point of mIoU by it (0.9 by the weights, 0.2 by the biases
-    alone), and nothing by bf16 without folding.
-
-    Args:
-        model: in evaluation mode.
-        precision: bf16 or fp32, that it will run in.
-    """
-    return models.fold_batchnorm(model) if precision == "fp32" else model
 
 
 def validate(

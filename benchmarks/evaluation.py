@@ -53,9 +53,7 @@ def run(
         how = {"split": "val", "size": input_size, "resize_label": False}
         dataset = build_dataset("cityscapes", folder, list_file=listed, **how)
         plain = calibrated(backbone, dataset[0]["image"][None]).to(device)
-        ours = inference.for_inference(copy.deepcopy(plain), precision).to(
-            memory_format=torch.channels_last
-        )
+        ours = models.fold_batchnorm(plain).to(memory_format=torch.channels_last)
         predictor = inference.Predictor(ours, precision=precision, align_corners=True)
         row = {"precision": precision, "gflop_per_image": forward_gflop(plain, input_size)}
         row |= agreement(predictor, plain, dataset[0])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import conv_norm_relu, norm, require_positive, upsample_to
+from models.layers import conv_norm_relu, in_float32, norm, require_positive, upsample_to
 from models.normalisation import NORMALISATIONS
 from models.recompute import Block
 
@@ -64,7 +64,7 @@ class Compact(nn.Module):
         Returns:
             "out": float [N,C,ceil(H/2),ceil(W/2)].
         """
-        x2 = self.stem2(images)  # [N, width, H/2, W/2]
+        x2 = in_float32(self.stem2, images)  # [N, width, H/2, W/2]
         x4 = self.stem4(x2)
         x = self.blocks(self.stem8(x4))  # [N, 2 width, H/8, W/8]
         x = F.relu(x + self.context(x.mean((2, 3), keepdim=True)))

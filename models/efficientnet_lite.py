@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import DepthwiseConv2d, SameConv2d, choose
+from models.layers import DepthwiseConv2d, SameConv2d, choose, in_float32
 from models.recompute import Block
 
 # Name -> (width coefficient, depth coefficient)
@@ -143,7 +143,7 @@ class EfficientNetLite(nn.Module):
         Returns:
             Four tensors of `self.channels` channels and ceil(size / stride) pixels.
         """
-        x = F.relu6(self.bn0(self.conv_stem(images)), inplace=True)  # 1/2
+        x = F.relu6(self.bn0(in_float32(self.conv_stem, images)), inplace=True)  # 1/2
         outputs = []
         for i, block in enumerate(self.blocks):
             x = block(x)

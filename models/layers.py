@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,24 @@ def conv_norm_relu(
     )
 
 
+def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a layer in float32 under autocast too, and round its output only.
+
+    For the convolutions whose filters look at one channel, or at the image itself: what a rounded
+    weight adds has the sign of its input, which there is the same everywhere, and shifts the whole
+    output. It is where bfloat16 costs mIoU (docs/performance.md), and hardly any arithmetic.
+
+    Args:
+        layer: its parameters are float32.
+        x: float [N,C,H,W].
+    """
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return layer(x)
+    with torch.autocast(kind, enabled=False):
+        return layer(x.float()).to(torch.get_autocast_dtype(kind))
+
+
 def upsample_to(x: Tensor, reference: Tensor) -> Tensor:
     """Resize [N,C,h,w] bilinearly (corners not aligned) to the height and width of `reference`."""
     return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
@@ -116,16 +134,13 @@ class SameConv2d(nn.Conv2d):
 
 
 class DepthwiseConv2d(SameConv2d):
-    """One filter per channel, "same" padding, trained on the CPU without PyTorch's slow paths.
+    """One filter per channel, "same" padding, in float32, without PyTorch's slow backward.
 
     PyTorch's backward of depthwise convolutions on the CPU falls back to generic code where they
-    are dilated, and in bfloat16 wherever they are not 3x3 of stride 1: up to 70 times the forward
-    (measured with 2.13.0). Two rewrites that leave the result as it is avoid that:
-
-    - a dilated convolution is a plain one on each of the dilation x dilation interleaved grids;
-    - under bfloat16 the others are computed in float32 and rounded.
-
-    Nothing changes on other devices or without gradients, where the native path is fast.
+    are dilated: up to 70 times the forward (measured with 2.13.0). There a dilated convolution is
+    computed as a plain one on each of the dilation x dilation interleaved grids, which leaves the
+    result as it is. (In bfloat16 the backward is as slow wherever the filter is not 3x3 of stride
+    1; in float32, see `in_float32`, it is not.)
 
     Args:
         channels: C of input and output.
@@ -139,25 +154,15 @@ class DepthwiseConv2d(SameConv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (x.is_cpu and torch.is_grad_enabled()):
-            return super().forward(x)
-        stride, dilation = self.stride[0], self.dilation[0]
-        if dilation == 1 or stride > 1:
-            return self._undilated(x, stride, dilation)
-        grids = self._undilated(_split_grids(x, dilation), 1, 1)
-        return _join_grids(grids, dilation, x.shape[2], x.shape[3])
+        return in_float32(self._convolve, x)
 
-    def _undilated(self, x: Tensor, stride: int, dilation: int) -> Tensor:
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
-        weight, bias, groups = self.weight, self.bias, self.groups
-        fast = stride == 1 and self.kernel_size == (3, 3)
-        if fast or dtype not in (torch.bfloat16, torch.float16):
-            return conv2d_same(x, weight, bias, stride, dilation, groups)
-        with torch.autocast("cpu", enabled=False):
-            bias = None if bias is None else bias.float()
-            y = conv2d_same(x.float(), weight.float(), bias, stride, dilation, groups)
-            return y.to(dtype)
+    def _convolve(self, x: Tensor) -> Tensor:
+        dilation = self.dilation[0]
+        if dilation == 1 or self.stride[0] > 1 or not (x.is_cpu and torch.is_grad_enabled()):
+            return super().forward(x)
+        grids = _split_grids(x, dilation)
+        grids = conv2d_same(grids, self.weight, self.bias, 1, 1, self.groups)
+        return _join_grids(grids, dilation, x.shape[2], x.shape[3])
 
 
 def _split_grids(x: Tensor, step: int) -> Tensor:
@@ -185,7 +190,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
 
     The convention of models/: a BatchNorm2d registered right after a Conv2d in the same module is
     applied right after it. The scale is computed in float64, so the outputs differ from the
-    original's in evaluation mode by float32 rounding only.
+    original's in evaluation mode by float32 rounding only. Under bfloat16 other weights are rounded
+    than before, which costs no more than rounding them does, given `in_float32`.
 
     Args:
         model: any model of this folder; left as it is.

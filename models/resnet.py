@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import choose
+from models.layers import choose, in_float32
 from models.recompute import Block
 
 WIDTH = 64  # channels of the stem; published weights have no other
@@ -139,7 +139,7 @@ class ResNet(nn.Module):
             Four tensors of `self.channels` channels; the first has stride 4, the last
             `output_stride`.
         """
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)  # 1/2
+        x = F.relu(self.bn1(in_float32(self.conv1, images)), inplace=True)  # 1/2
         x = self.maxpool(x)  # 1/4
         outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):

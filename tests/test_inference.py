@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 from datasets import build_dataset
 from errors import UserError
-from inference import Ensemble, Predictor, for_inference, predict
+from inference import Ensemble, Predictor, evaluate, predict
+from loading import on_device
 
 PLAIN = {"order": "RGB", "mean": [0.0] * 3, "std": [255.0] * 3}
 
@@ -213,14 +214,78 @@ def test_batches_of_several_sizes_are_refused(camvid):
         next(batches)
 
 
-def test_batch_norms_are_folded_in_fp32_and_kept_in_bf16():
-    model = models.build_model("compact", 3, norm="batch").eval()
-    kinds = {
-        precision: {type(m).__name__ for m in for_inference(model, precision).modules()}
-        for precision in ("fp32", "bf16")
-    }
-    assert "BatchNorm2d" not in kinds["fp32"]
-    assert "BatchNorm2d" in kinds["bf16"]
+def test_the_next_batch_is_sent_before_this_one_is_worked_on():
+    happened = []
+
+    def batches():
+        for number in range(3):
+            happened.append(f"loaded {number}")
+            yield {"image": torch.full((2,), number), "name": [str(number)]}
+
+    for batch in on_device(batches(), torch.device("cpu")):
+        happened.append(f"given {batch['image'].tolist()} {batch['name']}")
+    assert happened == [
+        "loaded 0",
+        "loaded 1",
+        "given [0, 0] ['0']",
+        "loaded 2",
+        "given [1, 1] ['1']",
+        "given [2, 2] ['2']",
+    ]
+    assert list(on_device(iter([]), torch.device("cpu"))) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_arrive_whole_on_a_gpu():
+    device = torch.device("cuda")
+    pinned = (
+        {"image": torch.full((1 << 24,), n, dtype=torch.uint8).pin_memory()} for n in range(9)
+    )
+    busy = torch.ones(4096, 4096, device=device)
+    sums = []
+    for batch in on_device(pinned, device):
+        busy = (busy @ busy).clamp(max=1)  # the copies run beside it, and memory is used again
+        sums.append(batch["image"].sum())
+    assert [int(total) >> 24 for total in sums] == list(range(9))
+
+
+# ------------------------------------------------------------------ precision
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Return a network with batch norms that has learned the streets, and their val set."""
+    torch.manual_seed(0)
+    train, val = (
+        build_dataset("streets", None, split=split, size=(80, 48)) for split in ("train", "val")
+    )
+    model = models.build_model("compact", train.num_classes, width=16, norm="batch").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for step in range(80):
+        samples = [train[(8 * step + i) % len(train)] for i in range(8)]
+        images, labels = (torch.stack([s[key] for s in samples]) for key in ("image", "label"))
+        logits = model(models.normalise(images, model.normalisation))["out"]
+        logits = F.interpolate(logits, size=labels.shape[1:], mode="bilinear")
+        loss = F.cross_entropy(logits, labels.long(), ignore_index=255)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval(), val
+
+
+def test_folding_and_bf16_move_miou_by_no_more_than_rounding_does(trained):
+    model, val = trained
+    folded = models.fold_batchnorm(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    plain, fp32, bf16 = (
+        evaluate(Predictor(network, precision=precision), val, num_workers=0, batch_size=8)
+        for network, precision in ((model, "fp32"), (folded, "fp32"), (folded, "bf16"))
+    )
+    miou = plain.compute()["miou"]
+    print(miou, fp32.compute()["miou"] - miou, bf16.compute()["miou"] - miou)
+    assert miou > 30  # it has learned something to lose
+    assert fp32.compute()["miou"] == pytest.approx(miou, abs=0.01)
+    assert bf16.compute()["miou"] == pytest.approx(miou, abs=0.1)
 
 
 # ------------------------------------------------------------------ several networks

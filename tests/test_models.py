@@ -12,15 +12,16 @@ import models
 from errors import UserError
 from models import MODELS, build_model, fold_batchnorm, load_weights, normalise
 from models.deeplabv3plus import BACKBONES
-from models.layers import DepthwiseConv2d, conv2d_same
+from models.layers import DepthwiseConv2d, conv2d_same, in_float32
 
 # The smallest options that still build every kind of layer
 SMALL = {
     "compact": {"norm": "batch", "width": 16},
     "deeplabv2": {"backbone": "resnet50", "multi_level": True},
     "deeplabv3plus": {"backbone": "efficientnet_lite0"},
+    "pidnet": {"multi_level": True, "width": 8},
 }
-STRIDES = {"compact": 2, "deeplabv2": 8, "deeplabv3plus": 4}
+STRIDES = {"compact": 2, "deeplabv2": 8, "deeplabv3plus": 4, "pidnet": 8}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,14 +55,14 @@ def test_contract(name):
     outputs = model(images)
     h, w = (-(-size // STRIDES[name]) for size in (65, 97))
     assert outputs["out"].shape == (2, 5, h, w)
-    assert set(outputs) == ({"out", "aux"} if name == "deeplabv2" else {"out"})
+    assert set(outputs) == ({"out", "aux"} if SMALL[name].get("multi_level") else {"out"})
     assert set(model(images, aux=False)) == {"out"}
 
     groups = model.param_groups(1e-3)
     optimised = [id(p) for group in groups for p in group["params"]]
     trainable = [id(p) for p in model.parameters() if p.requires_grad]
     assert sorted(optimised) == sorted(trainable)
-    factor = {"compact": [1], "deeplabv2": [1, 10], "deeplabv3plus": [1, 3]}[name]
+    factor = {"deeplabv2": [1, 10], "deeplabv3plus": [1, 3]}.get(name, [1])
     assert [group["lr"] for group in groups] == pytest.approx([1e-3 * f for f in factor])
 
     sum(F.cross_entropy(o, o.argmin(1)) for o in outputs.values()).backward()
@@ -110,6 +111,7 @@ GOLDEN = {
     "compact": (0.088708151, 0.087830690),
     "deeplabv2": (-1.9050849, 4.7140119),
     "deeplabv3plus": (-0.049477551, 0.36016900),
+    "pidnet": (-7.2593461, 35.498613),
 }
 
 
@@ -189,6 +191,19 @@ def test_depthwise_equals_native(kernel_size, stride, dilation, size):
     assert results[0][0].shape[-2:] == (-(-size[0] // stride), -(-size[1] // stride))
     for ours, native in zip(*results, strict=True):
         torch.testing.assert_close(ours, native, rtol=1e-12, atol=1e-12)
+
+
+def test_filters_whose_weights_add_up_to_0_see_nothing_in_a_uniform_image():
+    # in bfloat16 0.1, 0.2 and -0.3 add up to -0.00049: with 100 everywhere, an offset of -0.049
+    conv = nn.Conv2d(1, 1, (1, 3), bias=False)
+    conv.weight.data = torch.tensor([0.1, 0.2, -0.3]).view(1, 1, 1, 3)
+    x = torch.full((1, 1, 1, 5), 100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, exact = conv(x), in_float32(conv, x)
+    assert rounded.float().flatten().tolist() == pytest.approx([-0.049] * 3, abs=1e-3)
+    assert exact.dtype == torch.bfloat16
+    assert exact.float().abs().max() < 1e-4
+    assert torch.equal(in_float32(conv, x), conv(x))  # without autocast it is the layer itself
 
 
 @pytest.mark.parametrize(("kernel_size", "stride", "dilation"), [(5, 1, 2), (3, 2, 1), (3, 1, 1)])
@@ -315,3 +330,10 @@ def test_dilation_keeps_what_stride_computed():
             fine = dilated.encoder.features(images)[-1][:, :, ::2, ::2]
         atol = 1e-5 * coarse.std().item()
         torch.testing.assert_close(fine, coarse, rtol=1e-4, atol=atol)
+
+
+def test_pidnet_s_has_the_published_number_of_parameters():
+    """7 717 839 with 7 classes, of which the boundary head, which is left out, has 18 657."""
+    head = 2 * 64 + 64 * 32 * 9 + 2 * 32 + 32 + 1
+    model = build_model("pidnet", 7, multi_level=True)
+    assert sum(p.numel() for p in model.parameters()) == 7_717_839 - head

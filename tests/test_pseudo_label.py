@@ -25,7 +25,7 @@ import train_seg
 from checkpoint import load_model
 from datasets import write_label_png
 from errors import UserError
-from inference import Ensemble, Predictor, for_inference, predict
+from inference import Ensemble, Predictor, predict
 
 VAL = ("--set", "val")
 
@@ -50,7 +50,7 @@ def about(folder: Path) -> dict:
 def predicted(camvid: Path, *checkpoints: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return ids and confidences of the validation images, by the mean of the networks."""
     networks = [load_model(path, torch.device("cpu"))[0] for path in checkpoints]
-    predictor = Ensemble([Predictor(for_inference(network, "fp32")) for network in networks])
+    predictor = Ensemble([Predictor(models.fold_batchnorm(network)) for network in networks])
     images = predict(predictor, open_camvid(camvid), with_confidence=True, num_workers=0)
     _, ids, confidence = zip(*images, strict=True)
     return torch.cat(ids).numpy(), torch.cat(confidence).numpy()
