@@ -45,7 +45,7 @@ class Submission:
             raise UserError(f"{path}: no such file")
         self._file = self.path.open("rb", buffering=1 << 20)
         start = self._file.readline()
-        self.header = self._fields(start.removeprefix(b"\xef\xbb\xbf"), 1)
+        self.header = self._fields(start.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"), 1)
         for name in (IMAGE, IDS):
             if self.header.count(name) != 1:
                 columns = ", ".join(map(_text, self.header[:5]))
@@ -55,8 +55,9 @@ class Submission:
         self._places: dict[bytes, tuple[int, int, int]] = {}  # image -> line, offset, bytes
         offset = len(start)
         for number, line in enumerate(self._file, start=2):
-            if line.strip():
-                fields = self._fields(line, number)
+            row = line.rstrip(b"\r\n")
+            if row:
+                fields = self._fields(row, number)
                 image = fields[self._image_column].strip()
                 if not image:
                     raise UserError(f"{path}, line {number}: no image_id")
@@ -65,7 +66,7 @@ class Submission:
                     raise UserError(
                         f"{path}, line {number}: {_text(image)} has a row already, line {there}"
                     )
-                self._places[image] = number, offset, len(line)
+                self._places[image] = number, offset, len(row)
             offset += len(line)
         if not self._places:
             raise UserError(f"{path}: no row below the header")
@@ -111,9 +112,9 @@ class Submission:
         return self._fields(os.pread(self._file.fileno(), length, offset), number)
 
     def _fields(self, line: bytes, number: int) -> list[bytes]:
-        line = line.rstrip(b"\r\n")
-        fields = line.split(b",")
-        if b'"' in line:
+        if b'"' not in line:
+            fields = line.split(b",")
+        else:
             try:  # latin-1 gives every byte back as it was
                 (row,) = csv.reader([line.decode("latin-1")], strict=True)
             except csv.Error as error:
@@ -179,7 +180,7 @@ def parse_ids(text: bytes, num_classes: int) -> np.ndarray:
     is_digit = digits < 10
     if np.count_nonzero(is_digit) + np.count_nonzero(padded == ord(" ")) != len(padded):
         raise ValueError(_odd_word(text, num_classes))
-    value = digits * is_digit
+    value = digits & -is_digit.view(np.uint8)  # 0 where no digit is
 
     def before(array: np.ndarray, places: int) -> np.ndarray:
         """Return what stands so many places before each byte of the text."""
