@@ -1,12 +1,10 @@
 """Several processes as one run: torchrun, srun or plain python; gloo on CPUs, NCCL on GPUs.
 
-In a single process every function is its own trivial case, so that no caller asks.
-
-Gradients are averaged by one explicit call after a step's last backward pass, not by
-DistributedDataParallel: a step has several backward passes (source, target and mixed images,
-discriminators) and each reaches other parameters, which its reducer does not allow without a
-second all-reduce or a search of the graph. The price: communication does not overlap the backward
-pass (docs/performance.md says what that costs).
+In a single process every function is its own trivial case, so that no caller asks. Gradients are
+averaged by one call after a step's last backward pass, not by DistributedDataParallel: a step has
+several (source, target, mixed images, discriminators), each reaching other parameters, which its
+reducer does not allow without a second all-reduce or a search of the graph. The price:
+communication does not overlap the backward pass (docs/performance.md says what that costs).
 """
 
 import os
@@ -38,12 +36,6 @@ def start() -> None:
         raise UserError(f"WORLD_SIZE is set, {', '.join(missing)} not: start with torchrun or srun")
     # with both, a tensor takes the backend of its device: flags on the CPU never wait for a GPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-
-
-def stop() -> None:
-    """Leave the other processes, when all are done."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -82,14 +74,18 @@ def everyones(value: Any) -> list:
     return values
 
 
+def barrier() -> None:
+    """Wait for all processes."""
+    any_of(0)
+
+
 @torch.no_grad()
 def average(*modules: nn.Module, of: str) -> None:
     """Average over all processes, in place, what modules hold.
 
     Args:
         modules: the same in every process.
-        of: "gradients", once a step, before the optimiser's; or "buffers", the running statistics
-            of batch norms, as every process has seen other images.
+        of: "gradients", or "buffers": the running statistics of batch norms.
     """
     if of == "gradients":
         tensors = [p.grad for m in modules for p in m.parameters() if p.grad is not None]

@@ -35,7 +35,8 @@ def run(main: Callable, parse_args: Callable) -> None:
         if distributed.rank() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- process 0 speaks for all
         main(args)
-        distributed.stop()
+        if distributed.world_size() > 1:
+            torch.distributed.destroy_process_group()
     except UserError as error:
         line = str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")
         sys.exit(_fail(line))

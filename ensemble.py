@@ -29,6 +29,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import distributed
 import engine
 import options
 import predictions
@@ -116,6 +117,8 @@ def check(args) -> None:
         for flag, given in flags.items():
             if given and not there:
                 raise UserError(f"{flag} goes with {needed}")
+    if distributed.world_size() > 1 and (args.csv or (args.restore_from and args.select)):
+        raise UserError("--csv, and --select among networks, run in one process")
     if args.soft and args.select:
         raise UserError("--select scores hard votes: leave --soft away")
     if args.csv and args.select != (args.truth is not None):
@@ -196,7 +199,8 @@ def vote_checkpoints(args) -> None:
         precision=args.precision,
         **options.view_values(args),
     )
-    predictions.check_files_stay(dataset, args.save)
+    for folder in filter(None, [args.save, args.agreement]):
+        predictions.check_files_stay(dataset, folder)
     electorate = voting.Electorate(inference.Ensemble(networks, args.weights), args.soft)
     batches = inference.predict(
         electorate,
@@ -276,6 +280,7 @@ def save_votes(args, names: list[str], chosen: list[int], images: Iterable[tuple
             if args.agreement:
                 share = voting.agreeing_share(ballots, vote, weights)
                 write(write_label_png, shares / f"{stem}.png", share)
+    agreement.add_up_processes()
     report(agreement, only(chosen, names), args.save)
 
 
@@ -287,7 +292,8 @@ def report(agreement, names: list[str], save: str) -> None:
 
 def folder_ballots(members: list[dict[str, Path]]) -> Iterator[tuple]:
     """Return what `save_votes` takes, from folders of PNGs."""
-    paths = {stem: [pngs[stem] for pngs in members] for stem in members[0]}
+    own = [list(members[0])[i] for i in distributed.share(len(members[0]))]
+    paths = {stem: [pngs[stem] for pngs in members] for stem in own}
     return ahead(lambda stem: (stem, *predictions.read_together(paths[stem]), None), paths)
 
 

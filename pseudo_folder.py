@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+import distributed
 from checkpoint import save_atomic, write_text
 from datasets import write_label_png
 from errors import UserError
@@ -55,6 +56,9 @@ class PseudoFolder:
         self.maps = list(maps)
         self.settings = json.loads(json.dumps(settings))  # as a file holds them
         self._about, self._list = self.path / "pseudo.json", self.path / "list.txt"
+        if distributed.rank() > 0:  # process 0 has made the folder
+            distributed.barrier()
+            overwrite = False
         again = self._about.exists() and not overwrite
         self._check_owner(dataset.root)
         if again:
@@ -64,13 +68,18 @@ class PseudoFolder:
             for stale in (self._list, *self.path.glob(".*.pth")):
                 stale.unlink(missing_ok=True)
             self._write_about({})
-        for unfinished in self.path.rglob("*.tmp"):
-            unfinished.unlink()
+        if distributed.rank() == 0:
+            for unfinished in self.path.rglob("*.tmp"):
+                unfinished.unlink()
+            distributed.barrier()
         self.finished = self._list.exists()
         self.counted, self.written = (
-            Sums(self.path / f".{name}.pth") for name in ("counted", "written")
+            Sums(self.path / f".{name}_{distributed.rank()}.pth") for name in ("counted", "written")
         )
-        images = list(self.labels)[: None if self.finished else self.written.done]
+        own = [list(self.labels)[i] for i in distributed.share(len(self.labels))]
+        if not own:
+            raise UserError(f"{len(self.labels)} images are too few for as many processes")
+        images = own[: None if self.finished else self.written.done]
         missing = [file for image in images for file in self._files(image) if not file.is_file()]
         if missing:
             raise UserError(f"{missing[0]} was written and is gone: --overwrite begins anew")
@@ -126,8 +135,11 @@ class PseudoFolder:
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write what came out into pseudo.json, then list.txt, which says that all is there."""
-        self._write_about(results)
-        write_text(self._list, list_text(self.labels))
+        distributed.barrier()
+        if distributed.rank() == 0:
+            self._write_about(results)
+            write_text(self._list, list_text(self.labels))
+        distributed.barrier()
         self.written.forget()
         self.counted.forget()
 
@@ -172,6 +184,10 @@ class Sums:
         for name, value in tensors.items():
             before = self.sums.get(name)
             self.sums[name] = value if before is None else before.to(value.device) + value
+
+    def everyones(self, name: str) -> torch.Tensor:
+        """Return a sum over the images of all processes, on the CPU."""
+        return distributed.add_up(self.sums[name].cpu().clone())
 
     def save(self) -> None:
         """Write the file, whole or not at all."""

@@ -27,6 +27,7 @@ good they are.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import distributed
 import engine
 import options
 from errors import UserError
@@ -115,7 +116,7 @@ def main(args) -> None:
     if args.portion:
         for _, pred, confidence, *_ in folder.counted.over(predicted(folder.counted.done)):
             folder.counted.add(counts=certainty.histogram(confidence, pred, dataset.num_classes))
-        bins = certainty.class_bins(folder.counted.sums["counts"], args.portion)
+        bins = certainty.class_bins(folder.counted.everyones("counts"), args.portion)
     write_labels(args, folder, dataset, predicted, bins)
     results = results_of(args, folder, dataset, bins)
     folder.finish(results)
@@ -153,6 +154,7 @@ def settings_of(args, predictors: list, dataset) -> dict:
         "confidence": args.confidence,
         "variance": args.variance,
         "score": args.score,
+        "processes": distributed.world_size(),  # each goes on with its own images
     }
 
 
@@ -193,7 +195,7 @@ def results_of(args, folder, dataset, bins) -> dict:
 
     def matrix(name: str, **how) -> ConfusionMatrix:
         result = ConfusionMatrix(dataset.num_classes, dataset.class_names, **how)
-        result.counts = folder.written.sums[name]
+        result.counts = folder.written.everyones(name)
         return result
 
     def by_class(values: list) -> dict:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import distributed
 import kernels
 from inference import Ensemble, log_probs
 from metrics import ConfusionMatrix
@@ -83,6 +84,12 @@ class Agreement:
                 self._same[i, j] += np.count_nonzero(one == other)
         self._pixels += vote.numel()
         self.images += 1
+
+    def add_up_processes(self) -> None:
+        """Add the counts of all processes, of which each saw other images."""
+        own = torch.tensor([*self._same.flatten(), self._pixels, self.images])
+        *same, self._pixels, self.images = distributed.add_up(own).tolist()
+        self._same = np.reshape(same, self._same.shape)
 
     def shares(self) -> np.ndarray:
         """Return float64 [M+1,M+1], percent of the pixels on which two agree; the vote is last."""

@@ -153,6 +153,27 @@ def test_every_image_is_scored_once_on_any_number_of_processes(data: str, tmp_pa
     assert scores[0] == scores[1] == scores[2]
 
 
+def test_pseudo_labels_and_votes_are_shared_out(data: str, tmp_path: Path):
+    adapt(data, tmp_path / "run", "--method", "none", "--num-steps", "1")
+    words = ["pseudo_label.py", "--restore-from", str(tmp_path / "run" / "camvid_1.pth")]
+    words += ["--data-list", str(listed(data, tmp_path)), "--num-workers", "0"]
+    words += ["--portion", "0.5", "--score"]
+    made = {}
+    for ranks in (1, 2):
+        folder = tmp_path / f"pseudo{ranks}"
+        run(ranks, *words, "--save", str(folder))
+        about = json.loads((folder / "pseudo.json").read_text())
+        assert about.pop("processes") == ranks
+        files = sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".txt"))
+        made[ranks] = about, {path.relative_to(folder): path.read_bytes() for path in files}
+        vote = ["--predictions", *[str(tmp_path / "pseudo1")] * 2, "--save"]
+        outputs = run(ranks, "ensemble.py", *vote, str(tmp_path / f"vote{ranks}"))
+        assert "7 images, 2 votes each" in outputs[0]
+        assert len(list((tmp_path / f"vote{ranks}").rglob("*.png"))) == 7
+    assert made[1] == made[2]
+    assert len(made[1][1]) == 8
+
+
 def listed(data: str, folder: Path) -> Path:
     """Write a list of 7 images, which neither 2 nor 3 divides."""
     names = sorted(path.name for path in Path(data, "train").glob("*.png"))[:7]

@@ -40,9 +40,9 @@ ALLOWED = {
     "inference": {"checkpoint", "datasets", "distributed", "engine", "kernels", "loading", "metrics", "models"}
     | {"windows"},
     "certainty": {"inference", "kernels"},
-    "pseudo_folder": {"checkpoint", "datasets", "models", "predictions"},
+    "pseudo_folder": {"checkpoint", "distributed", "datasets", "models", "predictions"},
     "submissions": set(),
-    "voting": {"inference", "kernels", "metrics"},
+    "voting": {"distributed", "inference", "kernels", "metrics"},
     "report": {"datasets"},
     "errors": set(),
     "models": set(),

@@ -354,7 +354,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
         assert not (folder / "list.txt").exists()
 
     def done(name: str) -> int:
-        path = folder / f".{name}.pth"
+        path = folder / f".{name}_0.pth"
         return pseudo_folder.Sums(path).done if path.exists() else 0
 
     kill_when(lambda: done("counted") >= 3)
