@@ -5,10 +5,11 @@ import json
 import fakedata
 import pytest
 import torch
+from PIL import Image, ImageColor
 
 import benchmark
 import train_da
-from benchmarks import loading, operations, timing, training
+from benchmarks import loading, operations, scaling, timing, training
 from datasets import build_dataset
 from run import Run
 
@@ -71,6 +72,38 @@ def test_every_subject_prints_and_writes_its_rows(subject, tmp_path, capsys, mon
     if subject == "evaluate":
         assert 0 < rows[0]["network_share"] < 1
         assert rows[0]["network_ms"] < 2 * rows[0]["ours_ms"]  # mean beside median
+
+
+@pytest.mark.usefixtures("known_rates")
+def test_scaling_prints_tables_and_draws_them(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    words = ["scaling", "--size", "32,16", "--repeats", "1", "--json", str(tmp_path / "s.json")]
+    benchmark.main(benchmark.parse_args([*words, "--plot", str(tmp_path / "s.png")]))
+    rows = json.loads((tmp_path / "s.json").read_text())["scaling"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [row["quantity"] for row in rows] == ["pixels", "classes", "members", "threads"]
+    for row in rows:
+        for name, times in row["ms"].items():
+            assert len(times) == len(row["values"])
+            shown = " | ".join(f"{ms:.2f}" for ms in times)
+            assert f"| {name} | {shown} | {times[-1] / times[0]:.1f} |" in lines
+    assert [len(row["ms"]) for row in rows] == [7, 4, 1, 7]
+    assert torch.get_num_threads() == threads
+    with Image.open(tmp_path / "s.png") as plot:
+        drawn = {colour for _, colour in plot.convert("RGB").getcolors(1 << 20)}
+    for colour in scaling.COLOURS.values():
+        wanted = torch.tensor(ImageColor.getrgb(colour))
+        assert min((wanted - torch.tensor(c)).abs().max() for c in drawn) < 24, colour
+
+
+def test_wrong_growth_is_not_timed(monkeypatch):
+    label = torch.ones(2, 3, dtype=torch.uint8)
+    scaling.checked("confusion_matrix", (label, label, 3, 255))
+    with pytest.raises(AssertionError, match="zeros only"):
+        scaling.checked("confusion_matrix", (label, label, 3, 1))
+    monkeypatch.setattr(scaling.reference, "hard_vote", lambda *_: label)
+    with pytest.raises(AssertionError, match="differs"):
+        scaling.checked("hard_vote", (2 * label, 3, None))
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path):
