@@ -43,7 +43,7 @@ def test_every_command_parses(page: str):
 @pytest.mark.parametrize("page", ["README.md", "docs/experiments.md"])
 def test_the_camvid_commands_run_as_written(page: str, tmp_path: Path, monkeypatch):
     """In the public layout, for two steps, in the order of the page."""
-    fakedata.make_camvid(tmp_path / "data" / "CamVid", n=6, size=(64, 48))
+    fakedata.make_camvid(tmp_path / "data" / "CamVid", n=18, size=(64, 48))
     monkeypatch.chdir(tmp_path)
     chosen = [words for words in commands(page) if any("snapshots" in word for word in words)]
     chosen = [words for words in chosen if "camvid" in " ".join(words)]
