@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -77,8 +77,10 @@ def run(
     rate = machine[f"{precision}_gflop_per_s"]
     row["of_matrix_rate"] = row["gflop_per_step"] / statistics.median(seconds[0]) / rate
     shown = "train {} {}x{} batch {}".format(backbone, *size, batch_size)
+    row |= memory(ours, (images, label, target), device)
     remark = f"{row['gflop_per_step']:.0f} GFLOP at {row['of_matrix_rate']:.0%} of the {precision}"
-    yield {"name": shown, **compare(*seconds), **row}, f"{remark} matrix rate"
+    remark += f" matrix rate; {row['memory_mb']:.0f} MB, with --checkpoint-activations"
+    yield {"name": shown, **compare(*seconds), **row}, f"{remark} {row['recomputing_mb']:.0f} MB"
 
 
 def recipe_values(backbone: str) -> dict:
@@ -113,6 +115,52 @@ def cosine_of_updates(ours: nn.Module, plain: nn.Module, start: list[Tensor]) ->
     return dot / math.sqrt(own_squares * squares)
 
 
+def bytes_for_backward(network: nn.Module, forward: Callable[[], object]) -> int:
+    """Return the size of what autograd keeps of a forward pass, without the weights, in bytes.
+
+    Args:
+        network: whose weights do not count.
+        forward: runs it, with gradients.
+    """
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = forward()
+    del graph  # until here no storage was freed, whose address another would then have taken
+    return sum(size for pointer, size in kept.items() if pointer not in weights)
+
+
+def memory(step: "Step", batch: tuple[Tensor, ...], device: torch.device) -> dict[str, float]:
+    """Return the megabytes of a step as it is, then of one that computes activations again.
+
+    On a GPU the peak of what was allocated; elsewhere what autograd keeps of the source's forward
+    pass, as a process's memory says little about one step.
+
+    Args:
+        step: changed for good: it computes activations again afterwards.
+        batch: what it is called with.
+        device: of the step.
+    """
+    needed = {}
+    for name in ("memory_mb", "recomputing_mb"):
+        if name == "recomputing_mb":
+            models.checkpoint_activations(step.model)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            step(*batch)
+            size = torch.cuda.max_memory_allocated(device)
+        else:
+            size = bytes_for_backward(step.model, lambda: step.student(batch[0]))
+        needed[name] = size / 1e6
+    return needed
+
+
 class Step:
     """One step of train_da.py: the lines of its loop, in its order, without data and records.
 
@@ -122,7 +170,7 @@ class Step:
     """
 
     def __init__(self, values: dict, device: torch.device, precision: str) -> None:
-        self.values, self.autocast = values, functools.partial(engine.autocast, precision, device)
+        self.values = values
         seed = values["random_seed"]
         self.model = engine.make_model(
             values["model"], scenes.NUM_CLASSES, values["model_options"], seed=seed, device=device
@@ -134,16 +182,13 @@ class Step:
             momentum=values["momentum"],
             weight_decay=values["weight_decay"],
         )
+        self.student = engine.make_forward(self.model, precision, device)
         engine.seed_everything(seed, "methods")
-        given = {"num_classes": scenes.NUM_CLASSES, "autocast": self.autocast}
+        autocast = functools.partial(engine.autocast, precision, device)
+        given = {"num_classes": scenes.NUM_CLASSES, "autocast": autocast}
         self.adapting = methods.build_methods(values["method"], {**values, **given}).to(device)
         self.crop = {key: values[f"random_{key}"] for key in ("scale", "mirror")}
         self.crop["crop_size"] = values["crop_size"]
-
-    def student(self, images: Tensor) -> dict[str, Tensor]:
-        """Run the network on images of 0 to 255."""
-        with self.autocast():
-            return self.model(models.normalise(images, self.model.normalisation))
 
     def __call__(self, images: Tensor, label: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Train on one batch of each domain; images uint8 [N,3,H,W], label uint8 [N,H,W]."""
