@@ -9,7 +9,7 @@ from PIL import Image, ImageColor
 
 import benchmark
 import train_da
-from benchmarks import loading, operations, scaling, timing, training
+from benchmarks import loading, operations, scaling, timing, training, votes
 from datasets import build_dataset
 from run import Run
 
@@ -19,7 +19,6 @@ TINY = {
     "evaluate": ["--size", "128,64", "--images", "2", "--backbone", "resnet50"],
     "train": ["--size", "64,32", "--backbone", "resnet50"],
     "loader": ["--size", "64,48", "--images", "9"],
-    "vote": ["--size", "40,30", "--images", "3", "--plain-images", "2"],
 }
 MORE = {
     "kernels": {"of_copy", "others_ms"},
@@ -32,7 +31,6 @@ MORE = {
         *("memory_mb", "recomputing_mb"),
     },
     "loader": {"image_megabytes", "images_per_s"},
-    "vote": {"ours_peak_mb", "plain_peak_mb", "plain_images"},
 }
 
 
@@ -47,9 +45,6 @@ def known_rates(monkeypatch):
 @pytest.mark.parametrize("subject", TINY)
 def test_every_subject_prints_and_writes_its_rows(subject, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(loading, "WORKERS", (1,))
-    if subject == "vote":
-        pytest.importorskip("pandas", reason="what our vote is timed beside")
-        pytest.importorskip("scipy", reason="what our vote is timed beside")
     words = [subject, *TINY[subject], "--repeats", "2", "--json", str(tmp_path / "b.json")]
     benchmark.main(benchmark.parse_args(words))
     report, printed = json.loads((tmp_path / "b.json").read_text()), capsys.readouterr().out
@@ -104,6 +99,20 @@ def test_wrong_growth_is_not_timed(monkeypatch):
     monkeypatch.setattr(scaling.reference, "hard_vote", lambda *_: label)
     with pytest.raises(AssertionError, match="differs"):
         scaling.checked("hard_vote", (2 * label, 3, None))
+
+
+def test_votes_of_submissions_are_compared_and_timed(tmp_path):
+    pytest.importorskip("pandas", reason="what our vote is timed beside")
+    pytest.importorskip("scipy", reason="what our vote is timed beside")
+    ((row, _),) = votes.run(size=(40, 30), images=3, plain_images=2, repeats=1)
+    assert row["plain_images"] == 2
+    assert row["ratio"] == pytest.approx(row["plain_ms"] / row["ours_ms"])
+    assert 50 < row["ours_peak_mb"] < 500
+    (tmp_path / "ours.csv").write_text("image_id\na,1\nb,2\n")
+    for lines, message in (("image_id\na,2\n", "differ"), ("image_id\n", "no row")):
+        (tmp_path / "plain.csv").write_text(lines)
+        with pytest.raises(AssertionError, match=message):
+            votes.check_equal(tmp_path / "ours.csv", tmp_path / "plain.csv")
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path):
