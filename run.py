@@ -88,6 +88,7 @@ class Run:
         if problem is not None:
             raise UserError(problem)
         self._saved = time.monotonic()
+        self._last_is_whole = True  # else `previous.pth` must stay the one before it
         self.best: dict | None = None
         self.last: dict | None = None
         self.step = 0
@@ -166,6 +167,7 @@ class Run:
             if not previous.exists():
                 raise
             say(f"warning: {error}; going on from {previous}")
+            self._last_is_whole = False
             return previous, models.read_weights_file(previous)
 
     def save(self, state: dict) -> None:
@@ -188,7 +190,9 @@ class Run:
             "last": self.last,
             "options": self.options,
         }
-        save_atomic(value, self.folder / "last.pth", keep=self.folder / "previous.pth")
+        keep = self.folder / "previous.pth" if self._last_is_whole else None
+        save_atomic(value, self.folder / "last.pth", keep=keep)
+        self._last_is_whole = True
 
     def publish(self, model: torch.nn.Module, suffix: str, score: dict | None) -> Path:
         """Write the model alone as `NAME_suffix.pth`, enough for evaluate.py.
@@ -287,8 +291,9 @@ class Run:
                 bar.update()
         finally:
             bar.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if self.stopped is None:  # else `stop_here` still saves: a second SIGTERM may come
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def _save_is_due(self) -> bool:
         passed = time.monotonic() - self._saved
@@ -297,5 +302,7 @@ class Run:
     def stop_here(self, state: dict) -> None:
         """Save, say how to go on, and exit with the status that the signal asked for."""
         self.save(state)
+        distributed.any_of(0)  # else the first to exit makes srun end the one that still writes
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what srun then sends is no other end
         say(f"stopped after step {self.step}; the same command resumes")
         sys.exit(self.stopped)
