@@ -1,6 +1,7 @@
 """Time segshift beside the plain PyTorch and NumPy way, in one process.
 
     python benchmark.py kernels                      the compiled operations
+    python benchmark.py scaling --plot scaling.png   how their cost grows; nothing plain beside it
     python benchmark.py evaluate --images 8          files -> network -> confusion matrix
     python benchmark.py train --batch-size 2         one step of adversarial adaptation
     python benchmark.py loader --json loader.json    files -> samples
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import engine
 import options
+import parsing
 from checkpoint import write_text
 
 
@@ -26,11 +28,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = options.parser(__doc__)
     subjects = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     add_subject(subjects, "kernels", "the compiled operations", (2048, 1024), 15)
+    sub = add_subject(subjects, "scaling", "how the operations' cost grows", (512, 256), 7)
+    sub.add_argument("--plot", metavar="FILE.png", help="also draw the numbers")
     sub = add_subject(subjects, "evaluate", "files to confusion matrix", (2048, 1024), 5)
     add_images(sub, 8)
     add_backbone(sub)
     add_batch_size(sub, "of ours; the plain way has 1")
-    sub.add_argument("--num-workers", type=options.at_least(0), default=1, help="of both sides")
+    sub.add_argument("--num-workers", type=parsing.at_least(0), default=1, help="of both sides")
     sub = add_subject(subjects, "train", "one step of adaptation", (640, 360), 5)
     add_backbone(sub)
     add_batch_size(sub, "of each domain")
@@ -39,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sub = add_subject(subjects, "vote", "submission files to their vote", (256, 256), 3)
     add_images(sub, 3000)
     sub.add_argument(
-        "--plain-images", type=options.at_least(1), default=300, help="that the plain way does"
+        "--plain-images", type=parsing.at_least(1), default=300, help="that the plain way does"
     )
     return parser.parse_args(argv)
 
@@ -50,13 +54,13 @@ def add_subject(subjects, name: str, text: str, size: tuple | None, repeats: int
     shown = "{},{}".format(*size) if size else "those of GTA5 and Cityscapes"
     sub.add_argument(
         "--size",
-        type=options.width_height,
+        type=parsing.width_height,
         default=size,
         metavar="W,H",
         help=f"of the {'files' if name in ('evaluate', 'loader') else 'images'}; default {shown}",
     )
     sub.add_argument(
-        "--repeats", type=options.at_least(1), default=repeats, help="rounds; default %(default)s"
+        "--repeats", type=parsing.at_least(1), default=repeats, help="rounds; default %(default)s"
     )
     sub.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; default %(default)s")
     sub.add_argument("--json", metavar="FILE", help="also write the numbers there")
@@ -66,7 +70,7 @@ def add_subject(subjects, name: str, text: str, size: tuple | None, repeats: int
 def add_images(sub: options.Parser, default: int) -> None:
     """Add how many images a round handles."""
     sub.add_argument(
-        "--images", type=options.at_least(1), default=default, help="a round; default %(default)s"
+        "--images", type=parsing.at_least(1), default=default, help="a round; default %(default)s"
     )
 
 
@@ -77,7 +81,7 @@ def add_backbone(sub: options.Parser) -> None:
 
 def add_batch_size(sub: options.Parser, text: str) -> None:
     """Add the batch size."""
-    sub.add_argument("--batch-size", type=options.at_least(1), default=1, help=text)
+    sub.add_argument("--batch-size", type=parsing.at_least(1), default=1, help=text)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -85,23 +89,46 @@ def main(args: argparse.Namespace) -> None:
     from benchmarks import timing  # imports kernels, which compiles them
     from predictions import writable_folder
 
-    if args.json:
-        writable_folder(Path(args.json).parent)
+    for file in (args.json, args.what == "scaling" and args.plot):
+        if file:
+            writable_folder(Path(file).parent)
     device = engine.pick_device(args.device)
     machine = timing.describe_machine(device, args.repeats)
     for name, value in machine.items():
         print(f"{name:18} {value:.0f}" if isinstance(value, float) else f"{name:18} {value}")
+    if args.what == "scaling":
+        rows = show_growth(args, device)
+    else:
+        rows = show_ratios(time_subject(args, machine, device))
+    if args.json:
+        settings = {key: value for key, value in vars(args).items() if key not in ("what", "json")}
+        report = {"settings": settings, "machine": machine, args.what: rows}
+        write_text(args.json, json.dumps(report, indent=1) + "\n")
+
+
+def show_ratios(timed: Iterator[tuple[dict, str]]) -> list[dict]:
+    """Print the rows of a subject as they come."""
     rows = []
-    for row, remark in time_subject(args, machine, device):
+    for row, remark in timed:
         if not rows:
             print(f"\n{'':50} {'ours':>9} {'plain':>9} {'ratio':>7}")
         rows.append(row)
         times = f"{row['ours_ms']:9.3f} {row['plain_ms']:9.3f} {row['ratio']:6.1f}x"
         print(f"{row['name']:50} {times}  {remark}", flush=True)
-    if args.json:
-        settings = {key: value for key, value in vars(args).items() if key not in ("what", "json")}
-        report = {"settings": settings, "machine": machine, args.what: rows}
-        write_text(args.json, json.dumps(report, indent=1) + "\n")
+    return rows
+
+
+def show_growth(args: argparse.Namespace, device) -> list[dict]:
+    """Print a Markdown table for every quantity that grows, in milliseconds, and draw them."""
+    from benchmarks import scaling
+
+    rows = []
+    for row in scaling.run(device, size=args.size, repeats=args.repeats):
+        rows.append(row)
+        print(f"\n{scaling.table(row)}", flush=True)
+    if args.plot:
+        scaling.draw(rows, args.size).save(args.plot, "PNG")
+    return rows
 
 
 def time_subject(args: argparse.Namespace, machine: dict, device) -> Iterator[tuple[dict, str]]:

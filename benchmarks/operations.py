@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import kernels
-from benchmarks.scenes import IGNORE, NUM_CLASSES, ignore_bottom, regions
+from benchmarks.scenes import IGNORE, NUM_CLASSES, ignore_bottom, regions, smooth_logits
 from benchmarks.timing import alternate, compare
 from kernels import reference
 
@@ -212,10 +212,9 @@ def upsample_cases(
 ) -> Iterator[Case]:
     """Yield smooth and random logits of stride 16 beside F.interpolate and argmax."""
     width, height = size
-    h, w, out = height // 16 + 1, width // 16 + 1, (height, width)
-    noise = torch.randn(1, NUM_CLASSES, h, w, generator=generator).to(device)
-    coarse = torch.randn(1, NUM_CLASSES, 9, 17, generator=generator).to(device)
-    smooth = 4 * F.interpolate(coarse, size=(h, w), mode="bicubic") + 0.1 * noise
+    out = (height, width)
+    smooth = smooth_logits(size, NUM_CLASSES, generator).to(device)
+    noise = torch.randn(smooth.shape, generator=generator).to(device)
     for name, logits in (("smooth", smooth), ("random", noise)):
         for confident in (False, True):
             parts = slice(None) if confident else 0

@@ -21,6 +21,14 @@ def regions(size: tuple[int, int], generator: torch.Generator) -> Tensor:
     return F.interpolate(coarse, size=(height, width), mode="bicubic").argmax(1)[0].byte()
 
 
+def smooth_logits(size: tuple[int, int], num_classes: int, generator: torch.Generator) -> Tensor:
+    """Return logits float32 [1,C,h,w] of stride 16 in regions, as a trained network gives them."""
+    h, w = size[1] // 16 + 1, size[0] // 16 + 1
+    noise = torch.randn(1, num_classes, h, w, generator=generator)
+    coarse = torch.randn(1, num_classes, 9, 17, generator=generator)
+    return 4 * F.interpolate(coarse, size=(h, w), mode="bicubic") + 0.1 * noise
+
+
 def ignore_bottom(ids: Tensor) -> Tensor:
     """Return the ids with the lowest tenth of the rows ignored, a car's bonnet."""
     labelled = ids.clone()
