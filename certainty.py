@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from inference import Ensemble
+from predictor import Ensemble
 
 # Trained networks are sure of most of what they see: equal parts of 0..1 would put half the road
 # into the last one. Equal parts of log2(1 - confidence) still tell 0.9999 from 0.99999. 24 octaves

@@ -32,6 +32,7 @@ from tqdm import tqdm
 import distributed
 import engine
 import options
+import parsing
 import predictions
 from errors import UserError
 
@@ -48,7 +49,7 @@ def parse_args(argv: list[str] | None = None):
     )
     parser.add_argument(
         "--weights",
-        type=options.numbers(float),
+        type=parsing.numbers(float),
         metavar="W,W,...",
         help="votes of each member; default: one each",
     )
@@ -64,7 +65,7 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--truth", metavar="FILE", help="true ids for --select among --csv")
     parser.add_argument(
         "--num-classes",
-        type=options.at_least(1),
+        type=parsing.at_least(1),
         metavar="N",
         help=f"ids of --csv are 0..N-1; default {predictions.VOID}",
     )
@@ -187,6 +188,7 @@ def vote_folders(args) -> None:
 def vote_checkpoints(args) -> None:
     """Predict with every network of --restore-from, image by image, and vote."""
     import inference  # imports kernels, which compiles them
+    import predictor
     import voting
     from datasets import write_label_png
 
@@ -201,7 +203,7 @@ def vote_checkpoints(args) -> None:
     )
     for folder in filter(None, [args.save, args.agreement]):
         predictions.check_files_stay(dataset, folder)
-    electorate = voting.Electorate(inference.Ensemble(networks, args.weights), args.soft)
+    electorate = voting.Electorate(predictor.Ensemble(networks, args.weights), args.soft)
     batches = inference.predict(
         electorate,
         dataset,

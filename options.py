@@ -5,11 +5,10 @@ parses with `parse`. Nothing here imports torch: ``--help`` must be instant.
 """
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable
 
 from errors import UserError
+from parsing import at_least, key_value, numbers, scale_range, width_height
 from recipes import RECIPES
 
 # what belongs to one model and not to another
@@ -84,71 +83,12 @@ def _flag(key: str, value: object) -> str:
     return f"--{name} {' '.join(value) if isinstance(value, list) else value}"
 
 
-def width_height(text: str) -> tuple[int, int]:
-    """Parse `W,H` in pixels."""
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected W,H in pixels, for instance 1024,512: {text!r}")
-    return int(parts[0]), int(parts[1])
-
-
-def numbers(kind: type) -> Callable:
-    """Return a parser of comma-separated numbers of one kind."""
-
-    def parse_numbers(text: str) -> tuple:
-        try:
-            return tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            message = f"expected {kind.__name__}s separated by commas: {text!r}"
-            raise argparse.ArgumentTypeError(message) from None
-
-    return parse_numbers
-
-
-def at_least(low: float, kind: type = int) -> Callable:
-    """Return a parser of one number that is not below `low`."""
-
-    def parse_number(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not value >= low:
-            raise argparse.ArgumentTypeError(f"expected {kind.__name__} >= {low}: {text!r}")
-        return value
-
-    return parse_number
-
-
-def between(low: float, high: float) -> Callable:
-    """Return a parser of one number within `low` and `high`, both allowed."""
-
-    def parse_number(text: str) -> float:
-        value = at_least(low, float)(text)
-        if value > high:
-            raise argparse.ArgumentTypeError(f"expected {low} to {high}: {text!r}")
-        return value
-
-    return parse_number
-
-
-def count_or_all(text: str) -> int | str:
-    """Parse a number of at least 1, or `all`."""
-    return text if text == "all" else at_least(1)(text)
-
-
-def scale_range(text: str) -> tuple[float, float]:
-    """Parse `LOW,HIGH`, two factors above 0."""
-    factors = numbers(float)(text)
-    if len(factors) != 2 or not 0 < factors[0] <= factors[1] < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected LOW,HIGH, 0 < LOW <= HIGH: {text!r}")
-    return factors
-
-
 def add_model(parser: Parser, default: str | None = "deeplabv2") -> None:
     """Add what describes a network. Options left out take the model's own default."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=default, help="deeplabv2, deeplabv3plus, pidnet or compact")
+    group.add_argument(
+        "--model", default=default, help="deeplabv2, deeplabv3plus, pidnet or compact"
+    )
     group.add_argument("--backbone", help="resnet18 ... resnet101, efficientnet_lite0 ... 4")
     group.add_argument(
         "--multi-level",
@@ -360,17 +300,6 @@ def data_values(args: argparse.Namespace) -> dict:
         "data_options": dict(args.data_option),
         "cache_dir": args.cache,
     }
-
-
-def key_value(text: str) -> tuple[str, str | float]:
-    """Parse `KEY=VALUE`; a value that is a number becomes one."""
-    key, _, value = text.partition("=")
-    if not (key and value):
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE: {text!r}")
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return key, kind(value)
-    return key, value
 
 
 def add_views(parser: Parser) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 import distributed
 import engine
 import options
+import parsing
 from errors import UserError
 from predictions import VOID, Writers
 
@@ -48,14 +49,14 @@ def parse_args(argv: list[str] | None = None):
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument(
         "--threshold",
-        type=options.between(0, 1),
+        type=parsing.between(0, 1),
         default=0.0,
         metavar="P",
         help="least confidence of a pixel that is kept; default %(default)s, all",
     )
     rule.add_argument(
         "--portion",
-        type=options.between(0, 1),
+        type=parsing.between(0, 1),
         metavar="P",
         help="share of each class's pixels to keep, the surest ones",
     )
@@ -78,6 +79,7 @@ def main(args) -> None:
     """Predict every image, with --portion once more, then write the list and what came out."""
     import certainty  # imports kernels, which compiles them
     import inference
+    from predictor import Ensemble
     from pseudo_folder import PseudoFolder
 
     if args.portion == 0:
@@ -90,7 +92,7 @@ def main(args) -> None:
         precision=args.precision,
         **options.view_values(args),
     )
-    predictor = inference.Ensemble(predictors)
+    predictor = Ensemble(predictors)
     if args.variance:
         check_heads(args.restore_from, predictors)
         predictor = certainty.WithVariance(predictor)

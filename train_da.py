@@ -20,6 +20,7 @@ import distributed
 import engine
 import methods
 import options
+import parsing
 from checkpoint import write_text
 from errors import UserError
 from loading import (
@@ -48,10 +49,10 @@ def parse_args(argv: list[str] | None = None):
     group.add_argument("--data-list-target", metavar="FILE")
     group.add_argument("--set", default="train", help="the target's split; default %(default)s")
     options.add_data_option(group, "--target-option")
-    group.add_argument("--num-images", type=options.at_least(1), help="of the target, at random")
+    group.add_argument("--num-images", type=parsing.at_least(1), help="of the target, at random")
     group.add_argument(
         "--target-labels",
-        type=options.count_or_all,
+        type=parsing.count_or_all,
         metavar="N|all",
         help="target images whose labels may be used: the first N that --num-images takes",
     )
@@ -59,7 +60,7 @@ def parse_args(argv: list[str] | None = None):
     group.add_argument(
         "--pseudo-confidence", action="store_true", help="weigh pseudo labels by DIR/confidence"
     )
-    size = options.width_height
+    size = parsing.width_height
     group.add_argument("--input-size", type=size, default=(1280, 720), metavar="W,H")
     group.add_argument("--input-size-target", type=size, metavar="W,H", help="default: the same")
     options.add_validation(parser)
@@ -70,13 +71,13 @@ def parse_args(argv: list[str] | None = None):
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--adapt-from",
-        type=options.at_least(0),
+        type=parsing.at_least(0),
         default=0,
         metavar="STEP",
         help="train on the source alone before; default %(default)s",
     )
     group.add_argument(
-        "--teacher-momentum", type=options.between(0, 1), default=0.99, help="of its average"
+        "--teacher-momentum", type=parsing.between(0, 1), default=0.99, help="of its average"
     )
     group.add_argument(
         "--control",
@@ -94,8 +95,8 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Adapt, train the baseline if asked for, then compare."""
-    import inference  # imports kernels, which compiles them
     import report
+    from predictor import Predictor  # imports kernels, which compiles them
 
     data = open_data(args)
     model, score = train(args, data, args.method, args.snapshot_dir)
@@ -111,13 +112,13 @@ def main(args) -> None:
     report.print_table(results, data["val"].class_names, " + ".join(args.method))
     if args.baseline:
         how = {"align_corners": args.align_corners}
-        shown = {name: inference.Predictor(model, **how) for name, model in predictions.items()}
+        shown = {name: Predictor(model, **how) for name, model in predictions.items()}
         report.picture(shown, data["val"]).save(f"{args.snapshot_dir}/demo.png")
         print(f"picture: {args.snapshot_dir}/demo.png")
 
 
 def open_data(args) -> dict:
-    """Return the datasets and the class weights: val in its own size, labelled and pseudo or None."""
+    """Return the datasets (labelled and pseudo may be None) and what is known of the classes."""
     from datasets import build_dataset, build_pseudo_labelled
 
     names = args.source or ["gta5"]

@@ -14,6 +14,7 @@ import json
 import distributed
 import engine
 import options
+import parsing
 from checkpoint import write_text
 from loading import RareClasses, class_counts, class_weights, step_batches
 from run import Run, describe
@@ -30,8 +31,8 @@ def parse_args(argv: list[str] | None = None):
     images.add_argument("--data-list", metavar="FILE")
     images.add_argument("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
     group.add_argument("--set", default="train", help="split; default %(default)s")
-    group.add_argument("--num-images", type=options.at_least(1), help="use N of them, at random")
-    size = options.width_height
+    group.add_argument("--num-images", type=parsing.at_least(1), help="use N of them, at random")
+    size = parsing.width_height
     group.add_argument("--input-size", type=size, default=(1024, 512), metavar="W,H")
     options.add_data_option(group, "--data-option")
     options.add_validation(parser)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import distributed
 import kernels
-from inference import Ensemble, log_probs
 from metrics import ConfusionMatrix
+from predictor import Ensemble, log_probs
 
 
 def read_ahead(read: Callable, items: Iterable, num_threads: int = 2) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from benchmarks.operations import fast_hist
 from benchmarks.timing import NetworkClock, alternate, compare, exact_convolutions
 from datasets import build_dataset
 from loading import make_loader
+from predictor import Predictor
 
 
 def run(
@@ -54,7 +55,7 @@ def run(
         dataset = build_dataset("cityscapes", folder, list_file=listed, **how)
         plain = calibrated(backbone, dataset[0]["image"][None]).to(device)
         ours = models.fold_batchnorm(plain).to(memory_format=torch.channels_last)
-        predictor = inference.Predictor(ours, precision=precision, align_corners=True)
+        predictor = Predictor(ours, precision=precision, align_corners=True)
         row = {"precision": precision, "gflop_per_image": forward_gflop(plain, input_size)}
         row |= agreement(predictor, plain, dataset[0])
 
@@ -115,14 +116,14 @@ def forward_gflop(model: nn.Module, size: tuple[int, int]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def agreement(predictor: inference.Predictor, plain: nn.Module, sample: dict) -> dict:
+def agreement(predictor: Predictor, plain: nn.Module, sample: dict) -> dict:
     """Return the share of pixels on which ours is the plain prediction, as timed and in fp32.
 
     An untrained network amplifies rounding from layer to layer, so the share in bf16 says nothing
     about a trained one: compare `evaluate.py --precision` with a checkpoint for that.
     """
     image, size = sample["image"][None], tuple(sample["label"].shape)
-    exact = inference.Predictor(predictor.model, precision="fp32", align_corners=True)
+    exact = Predictor(predictor.model, precision="fp32", align_corners=True)
     with exact_convolutions():
         expected = plain_ids(plain, image, size)
         ids = exact(image, size)[0].cpu().numpy()

@@ -12,7 +12,7 @@ from engine import set_rate
 from errors import UserError
 from methods.base import Method
 from models.discriminator import FCDiscriminator
-from options import at_least
+from parsing import at_least
 
 
 class Adversarial(Method):

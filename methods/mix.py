@@ -9,7 +9,7 @@ import augment
 import losses
 from errors import UserError
 from methods.base import Method, Watch
-from options import at_least, between
+from parsing import at_least, between
 
 
 class Mix(Method):

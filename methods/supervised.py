@@ -7,7 +7,7 @@ import torch
 
 import losses
 from methods.base import Method
-from options import at_least
+from parsing import at_least
 
 
 class TargetSupervised(Method):

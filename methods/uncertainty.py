@@ -10,7 +10,7 @@ from torch import nn
 import losses
 from errors import UserError
 from methods.base import Method
-from options import at_least
+from parsing import at_least
 
 
 def divergence(reference: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,8 @@ import voting
 from checkpoint import load_checkpoint, load_model, save_atomic
 from datasets import write_label_png
 from errors import UserError
-from inference import Predictor, predict
+from inference import predict
+from predictor import Predictor
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,7 +23,8 @@ LEAVES = {"errors"}  # what every file may import
 # who may import whom, top to bottom; scripts may import everything but each other
 ALLOWED = {
     "recipes": set(),
-    "options": {"recipes"},
+    "parsing": set(),
+    "options": {"parsing", "recipes"},
     "distributed": set(),
     "engine": {"distributed", "models"},
     "checkpoint": {"models"},
@@ -33,16 +34,17 @@ ALLOWED = {
     "losses": set(),
     "augment": set(),
     "autoaugment": {"augment"},
-    "methods": {"augment", "distributed", "engine", "kernels", "losses", "models", "options"},
+    "methods": {"augment", "distributed", "engine", "kernels", "losses", "models", "parsing"},
     "metrics": {"distributed", "kernels"},
     "windows": set(),
     "predictions": {"datasets"},
-    "inference": {"checkpoint", "datasets", "distributed", "engine", "kernels", "loading", "metrics", "models"}
-    | {"windows"},
-    "certainty": {"inference", "kernels"},
+    "inference": {"checkpoint", "datasets", "distributed", "engine", "loading", "metrics", "models"}
+    | {"predictor"},
+    "predictor": {"engine", "kernels", "models", "windows"},
+    "certainty": {"kernels", "predictor"},
     "pseudo_folder": {"checkpoint", "distributed", "datasets", "models", "predictions"},
     "submissions": set(),
-    "voting": {"distributed", "inference", "kernels", "metrics"},
+    "voting": {"distributed", "kernels", "metrics", "predictor"},
     "report": {"datasets"},
     "errors": set(),
     "models": set(),

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import models
 from datasets import build_dataset
 from errors import UserError
-from inference import Ensemble, Predictor, evaluate, predict
+from inference import evaluate, predict
 from loading import on_device
+from predictor import Ensemble, Predictor
 
 PLAIN = {"order": "RGB", "mean": [0.0] * 3, "std": [255.0] * 3}
 

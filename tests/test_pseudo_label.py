@@ -25,7 +25,8 @@ import train_seg
 from checkpoint import load_model
 from datasets import write_label_png
 from errors import UserError
-from inference import Ensemble, Predictor, predict
+from inference import predict
+from predictor import Ensemble, Predictor
 
 VAL = ("--set", "val")
 
@@ -327,10 +328,10 @@ def test_the_list_is_one_to_train_on(checkpoint, camvid, tmp_path):
 # ------------------------------------------------------------------ going on, beginning anew
 
 SLOWLY = """
-import time, engine, inference, pseudo_folder, pseudo_label
+import time, engine, predictor, pseudo_folder, pseudo_label
 pseudo_folder.SAVE_EVERY_SECONDS = 0
-plain = inference.Ensemble.__call__
-inference.Ensemble.__call__ = lambda *given: (time.sleep(0.1), plain(*given))[1]
+plain = predictor.Ensemble.__call__
+predictor.Ensemble.__call__ = lambda *given: (time.sleep(0.1), plain(*given))[1]
 engine.run(pseudo_label.main, pseudo_label.parse_args)
 """
 
