@@ -39,9 +39,9 @@ def save_atomic(value: dict, path: str | Path, keep: Path | None = None) -> None
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
-        if "DataLoader worker" in str(error):  # its death is raised wherever this process is
-            raise
         cause = error if isinstance(error, OSError) else error.__context__ or error
+        if "DataLoader worker" in str(cause):  # its death is raised wherever this process is
+            raise cause from None
         needed = f"about {_megabytes(value):.0f} MB are needed"
         raise UserError(f"cannot write {path}: {cause}; {needed}") from error
 
