@@ -6,7 +6,8 @@ so that decoding is timed and not the disk.
 
 import functools
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,15 +53,9 @@ def run(
             check_equal(ours[0], plain[0])
             cached = CachedDataset(ours, Path(folder) / "cache")
             megabytes = (Path(folder) / "image0.png").stat().st_size / 1e6
+            cpu = {way: cpu_ms(call) / images for way, call in ways(ours, cached, plain, 0).items()}
             for workers in WORKERS:
-                how = {"num_workers": workers, "persistent_workers": workers > 0, "batch_size": 1}
-                loader, kept, other = (make_loader(d, **how) for d in (ours, cached, plain))
-                calls = {
-                    "": functools.partial(drain, loader),
-                    ", cache cold": functools.partial(fill, kept),
-                    ", cache warm": functools.partial(drain, kept),
-                    "plain": functools.partial(drain, other),
-                }
+                calls = ways(ours, cached, plain, workers)
                 times = alternate(list(calls.values()), device, repeats)
                 check_equal(cached[0], plain[0])
                 seconds = dict(zip(calls, times, strict=True))
@@ -70,9 +65,40 @@ def run(
                         "name": title + way,
                         **compare(seconds[way], seconds["plain"], count=images),
                         "image_megabytes": megabytes,
+                        "cpu_ms": cpu[way],
+                        "plain_cpu_ms": cpu["plain"],
                     }
                     row["images_per_s"] = 1e3 / row["ours_ms"]
-                    yield row, f"{row['images_per_s']:.1f} images/s, PNGs of {megabytes:.1f} MB"
+                    yield row, remark(row)
+
+
+def remark(row: dict) -> str:
+    """Return what the row's numbers beside the times say."""
+    return (
+        f"{row['images_per_s']:.1f} images/s; {row['cpu_ms']:.1f} ms of a core beside "
+        f"{row['plain_cpu_ms']:.1f}; PNGs of {row['image_megabytes']:.1f} MB"
+    )
+
+
+def ways(
+    ours: Dataset, cached: CachedDataset, plain: Dataset, workers: int
+) -> dict[str, Callable[[], None]]:
+    """Return by name the ways to load every sample once, with so many workers."""
+    how = {"num_workers": workers, "persistent_workers": workers > 0, "batch_size": 1}
+    loader, kept, other = (make_loader(data, **how) for data in (ours, cached, plain))
+    return {
+        "": functools.partial(drain, loader),
+        ", cache cold": functools.partial(fill, kept),
+        ", cache warm": functools.partial(drain, kept),
+        "plain": functools.partial(drain, other),
+    }
+
+
+def cpu_ms(call: Callable[[], None]) -> float:
+    """Return the milliseconds of this process's cores, which no busy neighbour lengthens much."""
+    started = time.process_time()
+    call()
+    return (time.process_time() - started) * 1e3
 
 
 def drain(loader: DataLoader) -> None:

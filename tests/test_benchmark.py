@@ -30,7 +30,7 @@ MORE = {
         *("precision", "gflop_per_step", "of_matrix_rate", "update_cosine_fp32"),
         *("memory_mb", "recomputing_mb"),
     },
-    "loader": {"image_megabytes", "images_per_s"},
+    "loader": {"image_megabytes", "images_per_s", "cpu_ms", "plain_cpu_ms"},
 }
 
 
