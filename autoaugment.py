@@ -69,7 +69,7 @@ def auto_augment(
     Returns:
         The images, and the labels moved along; outside the image it is black, the label 255.
 
-    Source: Cubuk et al. 2019, section 4.2 and table 6. Deviations: labels; black outside, where
+    Source: Cubuk et al. 2019, section 3 and table 6. Deviations: labels; black outside, where
     grey is usual; values stay fractional, where Pillow's are whole after each operation. The
     signs are drawn, as in the published code.
     """

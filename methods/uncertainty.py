@@ -45,8 +45,8 @@ class Memory(_TwoHeads):
     The memory is the network's own: p = softmax(0.5 aux + main), without gradient. The terms are
     KL(p || main) and KL(p || aux), each the mean over pixels.
 
-    Source: Zheng and Yang 2020 (Memory Regularization in vivo), equation 6; Seg-Uncertainty's
-    trainer_ms.py, where the weight is 0.1 from step 15 000 on.
+    Source: Zheng and Yang 2020 (Unsupervised Scene Adaptation with Memory Regularization in vivo),
+    in the form of Seg-Uncertainty's trainer_ms.py; the weight there is 0.1 from step 15 000 on.
     """
 
     name = "memory"

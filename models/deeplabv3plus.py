@@ -105,7 +105,7 @@ class DeepLabV3Plus(nn.Module):
     Source: Chen et al., 2018, Encoder-Decoder with Atrous Separable Convolution, section 3.
     Deviations: plain convolutions where it has separable ones, group norm by default, no
     normalisation of the image pooling, no dropout; the light head is ours. The auxiliary head is
-    that of Zhao et al., 2017, Pyramid Scene Parsing Network, section 3.3, without its dropout.
+    that of Zhao et al., 2017, Pyramid Scene Parsing Network, section 4, without its dropout.
     """
 
     def __init__(
