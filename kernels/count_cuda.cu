@@ -5,6 +5,8 @@
 //                         from pixel to pixel (runs in a thread and in a warp are counted at once).
 //   confidence_histogram  reads 5 * P bytes, then counts as confusion_matrix does.
 //   hard_vote             reads M * P bytes, writes P; M * (M - 1) / 2 comparisons a pixel.
+// Calculated floors at 4.3 TB/s for 64 maps of 2048x1024: 62 us for confusion_matrix of uint8, 156
+// us for confidence_histogram, 187 us for hard_vote of 5. A single map takes a launch.
 //
 // Nothing here waits for the device, so that every call can be captured in a CUDA graph. The sums
 // of hard_vote need no care about fused multiply-adds: they multiply nothing. Adding over a warp

@@ -1,7 +1,8 @@
 // argmax_upsample with CUDA. What it computes is defined in reference.py, bit for bit.
 //
 // What bounds it: 12 float operations for each class and pixel (35 with confidence), one byte
-// written a pixel. The source is small and is read from the caches, once for kRows pixels.
+// written a pixel. The source is small and is read from the caches, once for kRows pixels. 19
+// classes at 2048x1024 are 0.48 GFLOP: 16 us at 30 TFLOP/s, as nothing is a fused multiply-add.
 // Equal results need a build without fused multiply-adds (--fmad=false).
 
 #include <ATen/ops/empty.h>
