@@ -92,7 +92,7 @@ def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         x: float [N,C,H,W].
     """
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return layer(x)
     with torch.autocast(kind, enabled=False):
         return layer(x.float()).to(torch.get_autocast_dtype(kind))
