@@ -765,3 +765,18 @@ def test_nvcc_compiles_the_cuda_sources(tmp_path):
             [*command, "-o", str(tmp_path / "object.o")], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_properties_hold_in_require_mode():
+    if not kernels.backend("cpu").startswith("C++"):
+        pytest.skip("the C++ kernels are not compiled")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "_property"],
+        cwd=ROOT,
+        env={**os.environ, "SEGSHIFT_KERNELS": "require"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("......")  # all six ran
