@@ -106,7 +106,9 @@ def cluster(tmp_path_factory) -> Iterator[Path]:
         for key, value in cluster.items():
             patch.setenv(key, value)
         try:
-            subprocess.run(["bash", LOCAL_SLURM, "start"], check=True, timeout=60)
+            started = subprocess.run(["bash", LOCAL_SLURM, "start"], capture_output=True, text=True)
+            if started.returncode != 0:
+                pytest.skip(f"no Slurm can be started here: {started.stderr.strip()[-200:]}")
             yield folder
         finally:
             subprocess.run(["bash", LOCAL_SLURM, "stop"], check=False, timeout=60)
