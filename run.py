@@ -39,6 +39,18 @@ def describe(
     }
 
 
+def make_folder(folder: str | Path) -> None:
+    """Make a snapshot folder, before anything else is done.
+
+    Raises:
+        UserError: it cannot be made, or is a file.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write --snapshot-dir {folder}: {error.strerror}") from error
+
+
 class Run:
     """One training run in one snapshot folder: its lock, log, checkpoints, signals and steps.
 
@@ -97,8 +109,8 @@ class Run:
 
     def _take_folder(self) -> None:
         """Make the folder, lock it and sweep what a killed process left half written."""
+        make_folder(self.folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("a+")
         except OSError as error:
             cause = f"cannot write --snapshot-dir {self.folder}: {error.strerror}"

@@ -31,7 +31,7 @@ from loading import (
     make_loader,
     step_batches,
 )
-from run import Run, describe, say
+from run import Run, describe, make_folder, say
 
 
 def parse_args(argv: list[str] | None = None):
@@ -98,6 +98,7 @@ def main(args) -> None:
     import report
     from predictor import Predictor  # imports kernels, which compiles them
 
+    make_folder(args.snapshot_dir)
     data = open_data(args)
     model, score = train(args, data, args.method, args.snapshot_dir)
     results, predictions = {"adapted": score}, {"adapted": model}

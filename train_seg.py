@@ -17,7 +17,7 @@ import options
 import parsing
 from checkpoint import write_text
 from loading import RareClasses, class_counts, class_weights, step_batches
-from run import Run, describe
+from run import Run, describe, make_folder
 
 
 def parse_args(argv: list[str] | None = None):
@@ -50,6 +50,7 @@ def main(args) -> None:
     import losses
     from datasets import build_dataset, build_pseudo_labelled
 
+    make_folder(args.snapshot_dir)
     device = engine.pick_device(args.device)
     precision = engine.pick_precision(args.precision, device)
     loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
