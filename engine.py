@@ -197,13 +197,18 @@ def make_model(
     device: torch.device,
     weights: tuple[str | None, ...] = (),
     recompute: bool = False,
+    sync_bn: bool = False,
 ) -> torch.nn.Module:
     """Build a network for training, the same random weights for the same seed.
 
     Args:
         recompute: the backbone's activations in backward; see `models.checkpoint_activations`.
+        sync_bn: of several processes, let batch norms see the images of all.
         weights: what to load, one after the other: files, "imagenet", or None and "none" for
             nothing. What was loaded, skipped and missing is printed.
+
+    Raises:
+        UserError: `sync_bn` for a network without batch norm.
     """
     torch.backends.cudnn.benchmark = True  # sizes do not change from step to step
     seed_everything(seed, "model")
@@ -213,6 +218,8 @@ def make_model(
             print(models.load_weights(model, source), flush=True)
     if recompute:
         models.checkpoint_activations(model)
+    if sync_bn and distributed.world_size() > 1 and not models.sync_batchnorm(model):
+        raise UserError("--sync-bn: this network has no batch norm")
     return model.to(device, memory_format=torch.channels_last).train()
 
 
@@ -227,7 +234,8 @@ def make_forward(
             is: its checkpoints have the same keys, and validation runs it uncompiled.
 
     Raises:
-        UserError: by the function's first call, where this machine cannot compile.
+        UserError: `compiled` and synchronised batch norms; by the function's first call, where
+            this machine cannot compile.
     """
 
     def forward(images: torch.Tensor, **how) -> dict[str, torch.Tensor]:
@@ -236,6 +244,8 @@ def make_forward(
 
     if not compiled:
         return forward
+    if any(isinstance(module, models.SyncBatchNorm2d) for module in model.modules()):
+        raise UserError("--compile does not go with --sync-bn")
     from torch._dynamo.exc import BackendCompilerFailed  # seconds to import
 
     compiled_forward = torch.compile(forward, dynamic=False)

@@ -223,6 +223,11 @@ def add_training(parser: Parser) -> None:
         action="store_true",
         help="compute the backbone's activations again in backward: less memory, more time",
     )
+    group.add_argument(
+        "--sync-bn",
+        action="store_true",
+        help="batch norm over the images of all processes; not with --compile",
+    )
 
     group = parser.add_argument_group("augmentation, on the device")
     group.add_argument("--crop-size", type=width_height, metavar="W,H", help="default: no crop")

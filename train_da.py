@@ -228,6 +228,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         device=device,
         weights=(args.weights, args.restore_from),
         recompute=args.checkpoint_activations,
+        sync_bn=args.sync_bn,
     )
     optimizer = engine.make_optimizer(
         args.optimizer,

@@ -79,6 +79,7 @@ def main(args) -> None:
         device=device,
         weights=(args.weights, args.restore_from),
         recompute=args.checkpoint_activations,
+        sync_bn=args.sync_bn,
     )
     optimizer = engine.make_optimizer(
         args.optimizer,

@@ -14,12 +14,14 @@ from models.layers import choose, fold_batchnorm
 from models.normalisation import NORMALISATIONS, normalise
 from models.pidnet import PIDNet
 from models.recompute import checkpoint_activations
+from models.sync_batchnorm import SyncBatchNorm2d, sync_batchnorm
 from models.weights import LoadReport, load_state, load_weights, read_weights_file
 
 __all__ = [
     "MODELS",
     "NORMALISATIONS",
     "LoadReport",
+    "SyncBatchNorm2d",
     "build_model",
     "checkpoint_activations",
     "fold_batchnorm",
@@ -27,6 +29,7 @@ __all__ = [
     "load_weights",
     "normalise",
     "read_weights_file",
+    "sync_batchnorm",
 ]
 
 MODELS = {

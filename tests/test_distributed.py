@@ -16,7 +16,7 @@ import torch
 from test_train import SMALL, assert_equal
 
 ROOT = Path(__file__).parent.parent
-# group norm and whole images: nothing of a step depends on how its batch is divided
+# whole images: with group or synchronised norms a step does not depend on how its batch is divided
 PLAIN = "--crop-size 64,48 --no-random-mirror --no-class-balance --print-every 1 --num-workers 0"
 
 
@@ -79,9 +79,17 @@ def adapt(data: str, folder: Path, *flags: str, ranks: int = 1, **how) -> dict:
 METHODS = "--method adversarial entropy --discriminator-at input --discriminator-width 4".split()
 
 
-def test_two_processes_of_one_image_are_one_of_two(data: str, tmp_path: Path):
-    """Weights and losses after 20 steps, SGD: the sum of gradients is all that differs."""
-    flags = [*METHODS, "--num-steps", "20", "--optimizer", "sgd", "--learning-rate", "0.01"]
+@pytest.mark.parametrize(
+    "how",
+    [
+        "--norm group --learning-rate 0.01",
+        # batch norm of two small images magnifies rounding: after 20 steps at 0.001 by 100
+        "--norm batch --sync-bn --learning-rate 0.0001",
+    ],
+)
+def test_two_processes_of_one_image_are_one_of_two(data: str, tmp_path: Path, how: str):
+    """Weights and losses after 20 steps, SGD: the order of sums is all that differs."""
+    flags = [*METHODS, "--num-steps", "20", "--optimizer", "sgd", *how.split()]
     one = adapt(data, tmp_path / "one", *flags, "--batch-size", "2")
     two = adapt(data, tmp_path / "two", *flags, "--batch-size", "1", ranks=2)
     for key, value in one["state"]["model"].items():
@@ -94,6 +102,16 @@ def test_two_processes_of_one_image_are_one_of_two(data: str, tmp_path: Path):
     for first, second in zip(*logs, strict=True):
         for key in first.keys() - {"steps_per_second"}:
             assert second[key] == pytest.approx(first[key], abs=1e-5), key
+
+
+def test_synchronised_batch_norm_is_refused_where_it_cannot_be(data: str, tmp_path: Path):
+    words = ["train_da.py", "--snapshot-dir", str(tmp_path), "--data-dir", data, *SMALL]
+    words += [*PLAIN.split(), "--method", "none", "--num-steps", "1", "--sync-bn"]
+    for more, why in (
+        (["--norm", "group"], "error: --sync-bn: this network has no batch norm"),
+        (["--norm", "batch", "--compile"], "error: --compile does not go with --sync-bn"),
+    ):
+        assert all(why in output for output in run(2, *words, *more, status=2))
 
 
 def test_two_processes_resume_bit_for_bit(data: str, tmp_path: Path):
