@@ -50,8 +50,9 @@ def _megabytes(value: object) -> float:
     """Return the size of the tensors in nested dicts and lists."""
     if torch.is_tensor(value):
         return value.numel() * value.element_size() / 1e6
-    inner = value.values() if isinstance(value, dict) else value
-    return sum(map(_megabytes, inner)) if isinstance(inner, (list, tuple, type({}.values()))) else 0
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_megabytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def load_checkpoint(path: str | Path) -> dict:

@@ -202,7 +202,6 @@ def step_batches(
     Raises:
         UserError: an unreadable image or label; the message names the file.
     """
-
     everyones = batch_size * distributed.world_size()
     own = slice(distributed.rank() * batch_size, (distributed.rank() + 1) * batch_size)
 

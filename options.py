@@ -93,7 +93,7 @@ def add_model(parser: Parser, default: str | None = "deeplabv2") -> None:
     group.add_argument(
         "--multi-level",
         action=BOOLEAN,
-        help="an auxiliary head on the third stage (deeplabv2, deeplabv3plus)",
+        help="an auxiliary head (deeplabv2, deeplabv3plus, pidnet)",
     )
     group.add_argument("--aspp-dilations", type=numbers(int), metavar="D,D,...")
     group.add_argument("--style", help="deeplabv2: caffe (AdaptSegNet's) or torchvision")

@@ -35,7 +35,7 @@ class _TwoHeads(Method):
         if not model.arch.get("multi_level"):
             raise UserError(
                 f"--method {self.name} compares two heads: give --multi-level "
-                "(deeplabv2, deeplabv3plus)"
+                "(deeplabv2, deeplabv3plus, pidnet)"
             )
 
 
