@@ -1,10 +1,10 @@
 """How sure a prediction is: thresholds for each class, and how far two heads agree."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
+import losses
 from predictor import Ensemble
 
 # Trained networks are sure of most of what they see: equal parts of 0..1 would put half the road
@@ -109,9 +109,8 @@ class WithVariance:
         main, aux = self.ensemble.mean(probs).chunk(2, 1)
         pred, confidence = kernels.argmax_upsample(main, size, corners, with_confidence)
         # rounding may leave a divergence of nothing a little below 0
-        divergence = (main.exp() * (main - aux)).sum(1, keepdim=True).clamp_min(0)
-        full = F.interpolate(divergence, size=size, mode="bilinear", align_corners=corners)
-        return pred, confidence, full[:, 0]
+        disagreement = losses.divergence(main, aux).clamp_min(0)
+        return pred, confidence, losses.resize(disagreement[:, None], size, corners)[:, 0]
 
 
 def eight_bits(share: Tensor) -> Tensor:

@@ -92,6 +92,18 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     return per_pixel.mean()
 
 
+def divergence(reference: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """Return the Kullback-Leibler divergence KL(reference || predicted) of each pixel.
+
+    Args:
+        reference, predicted: float [N,C,H,W], log-probabilities.
+
+    Returns:
+        float [N,H,W], in nats.
+    """
+    return (reference.exp() * (reference - predicted)).sum(1)
+
+
 def gan(decision: torch.Tensor, target: float, kind: str) -> torch.Tensor:
     """Return how far a discriminator's output map is from `target` (0 = source, 1 = target domain).
 

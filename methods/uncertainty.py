@@ -13,18 +13,6 @@ from methods.base import Method
 from parsing import at_least
 
 
-def divergence(reference: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Return the Kullback-Leibler divergence KL(reference || predicted) of each pixel.
-
-    Args:
-        reference, predicted: float [N,C,H,W], log-probabilities.
-
-    Returns:
-        float [N,H,W], in nats.
-    """
-    return (reference.exp() * (reference - predicted)).sum(1)
-
-
 class _TwoHeads(Method):
     """A method that needs the auxiliary logits too, both at the images' resolution."""
 
@@ -78,7 +66,7 @@ class Memory(_TwoHeads):
         common = F.log_softmax(0.5 * aux + main, dim=1).detach()
         weight = self.weight if batch["step"] >= self.start else 0.0
         return {
-            name: weight * divergence(common, F.log_softmax(head, dim=1)).mean()
+            name: weight * losses.divergence(common, F.log_softmax(head, dim=1)).mean()
             for name, head in (("memory", main), ("memory_aux", aux))
         }
 
@@ -146,5 +134,5 @@ class Rectify(_TwoHeads):
         )
         if confidence is not None:
             wrong = wrong * confidence
-        variance = divergence(other, head)
+        variance = losses.divergence(other, head)
         return (wrong * (-variance).exp()).mean() + variance.mean()

@@ -41,7 +41,7 @@ ALLOWED = {
     "inference": {"checkpoint", "datasets", "distributed", "engine", "loading", "metrics", "models"}
     | {"predictor"},
     "predictor": {"engine", "kernels", "models", "windows"},
-    "certainty": {"kernels", "predictor"},
+    "certainty": {"kernels", "losses", "predictor"},
     "pseudo_folder": {"checkpoint", "distributed", "datasets", "models", "predictions"},
     "submissions": set(),
     "voting": {"distributed", "kernels", "metrics", "predictor"},

@@ -9,7 +9,8 @@ from torch import nn
 
 import models
 from errors import UserError
-from methods.uncertainty import Memory, Rectify, divergence
+from losses import divergence
+from methods.uncertainty import Memory, Rectify
 from models import build_model
 
 LN2, LN3 = math.log(2), math.log(3)
