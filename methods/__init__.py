@@ -17,9 +17,10 @@ source_label (uint8 [N,H,W]) and source_out (detached logits). The other domains
 need begins with their name:
 
     target                     target_image
-    labelled                   labelled_image, labelled_label: of --target-labels
-    pseudo                     pseudo_image, pseudo_label and pseudo_weight (float [N,H,W], 0 to 1,
-                               or None without --pseudo-confidence): of --pseudo-labels
+    labelled                   labelled_image, labelled_label (of --target-labels) and
+                               labelled_weight, None
+    pseudo                     pseudo_image, pseudo_label (of --pseudo-labels) and pseudo_weight,
+                               float [N,H,W], 0 to 1, or None without --pseudo-confidence
     DOMAIN_out                 the student's outputs on that domain's images, too
     DOMAIN_detached            the same; without gradients unless another method needs DOMAIN_out
     teacher_out                target_image, and the EMA teacher's outputs on it
@@ -40,8 +41,7 @@ from methods.base import Method
 from methods.entropy import Entropy
 from methods.fixmatch import FixMatch
 from methods.mix import Mix
-from methods.pseudo import Pseudo
-from methods.supervised import TargetSupervised
+from methods.supervised import Pseudo, TargetSupervised
 from methods.uncertainty import Memory, Rectify
 
 __all__ = ["METHODS", "Method", "add_options", "build_methods", "domains_of"]

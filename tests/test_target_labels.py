@@ -182,6 +182,7 @@ def test_target_supervised_by_hand_with_the_classes_weights():
     logits = torch.zeros(1, 3, 1, 4)
     logits[:, 1] = math.log(2)  # probabilities 1/4, 1/2, 1/4
     batch = {"labelled_out": {"out": logits}, "labelled_label": ids([[0, 1, 2, 255]])}
+    batch["labelled_weight"] = None
     plain = build("target_supervised")(batch, None)["target_seg"].item()
     assert plain == pytest.approx(3 * (2 * math.log(4) + math.log(2)) / 3, rel=1e-5)
     weighted = build("target_supervised", class_weight=weights)(batch, None)["target_seg"].item()
