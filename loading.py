@@ -287,6 +287,33 @@ def class_counts(dataset: Dataset, folder: str | Path, **loading) -> torch.Tenso
     return counts
 
 
+def class_statistics(
+    dataset: Dataset,
+    folder: str | Path,
+    size: tuple[int, int],
+    *,
+    balance: bool,
+    temperature: float | None,
+    **loading,
+) -> tuple[torch.Tensor | None, RareClasses | None]:
+    """Return what training takes from the frequencies of classes; counts only if it takes any.
+
+    Args:
+        dataset, folder, loading: see `class_counts`.
+        size: W, H of the labels.
+        balance: whether the loss weighs the classes.
+        temperature: of the sampling of rare classes; None for none.
+
+    Returns:
+        `class_weights` and `RareClasses`, each None if it is not wanted.
+    """
+    if not balance and temperature is None:
+        return None, None
+    counts = class_counts(dataset, folder, **loading)
+    weight = class_weights(counts) if balance else None
+    return weight, None if temperature is None else RareClasses(counts, size, temperature)
+
+
 def class_weights(counts: torch.Tensor) -> torch.Tensor:
     """Return float32 [C]: sqrt(median frequency / frequency) of each class, within 0.3 to 4.
 

@@ -23,14 +23,7 @@ import options
 import parsing
 from checkpoint import write_text
 from errors import UserError
-from loading import (
-    RareClasses,
-    class_counts,
-    class_weights,
-    join_datasets,
-    make_loader,
-    step_batches,
-)
+from loading import class_statistics, join_datasets, make_loader, step_batches
 from run import Run, describe, make_folder, say
 
 
@@ -179,15 +172,16 @@ def open_data(args) -> dict:
         )
     elif args.pseudo_confidence:
         raise UserError("--pseudo-confidence goes with --pseudo-labels")
-    class_weight = rare_classes = None
-    if args.class_balance or args.rare_class_sampling:
-        # here, as the baseline and the adapted network share them
-        loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
-        counts = class_counts(source, args.cache or args.snapshot_dir, **loading)
-        if args.class_balance:
-            class_weight = class_weights(counts)
-        if args.rare_class_sampling:
-            rare_classes = RareClasses(counts, args.input_size, args.rare_class_sampling)
+    # here, as the baseline and the adapted network share them
+    class_weight, rare_classes = class_statistics(
+        source,
+        args.cache or args.snapshot_dir,
+        args.input_size,
+        balance=args.class_balance,
+        temperature=args.rare_class_sampling,
+        num_workers=args.num_workers,
+        timeout_seconds=args.loader_timeout,
+    )
     return {
         "source": source,
         "target": target,
@@ -270,10 +264,9 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     if args.tensorboard:
         run.log.open_board()
 
-    running = {"compiled": args.compile}
-    student = engine.make_forward(model, precision, device, **running)
+    student = engine.make_forward(model, precision, device, compiled=args.compile)
     if teacher is not None:
-        teach = engine.make_forward(teacher, precision, device, **running)
+        teach = engine.make_forward(teacher, precision, device, compiled=args.compile)
 
     def validate() -> dict:
         how = {"precision": precision, "align_corners": args.align_corners}

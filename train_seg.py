@@ -16,7 +16,7 @@ import engine
 import options
 import parsing
 from checkpoint import write_text
-from loading import RareClasses, class_counts, class_weights, step_batches
+from loading import class_statistics, step_batches
 from run import Run, describe, make_folder
 
 
@@ -88,13 +88,16 @@ def main(args) -> None:
         momentum=args.momentum,
         weight_decay=args.weight_decay,
     )
-    class_weight = rare_classes = None
-    if args.class_balance or args.rare_class_sampling:
-        counts = class_counts(train_set, args.cache or args.snapshot_dir, **loading)
-        if args.class_balance:
-            class_weight = class_weights(counts).to(device)
-        if args.rare_class_sampling:
-            rare_classes = RareClasses(counts, args.input_size, args.rare_class_sampling)
+    class_weight, rare_classes = class_statistics(
+        train_set,
+        args.cache or args.snapshot_dir,
+        args.input_size,
+        balance=args.class_balance,
+        temperature=args.rare_class_sampling,
+        **loading,
+    )
+    if class_weight is not None:
+        class_weight = class_weight.to(device)
     meta = describe(val, args.input_size, args.align_corners, precision)
     plain = {**vars(args), "precision": precision}
     saving = {"save_every_minutes": args.save_every_minutes, "keep_last": args.keep_last}
