@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import require_positive, upsample_to
+from models.layers import in_float32, require_positive, upsample_to
 from models.normalisation import NORMALISATIONS
 from models.recompute import Block
 
@@ -201,7 +201,8 @@ class PIDNet(nn.Module):
         Returns:
             "out": float [N,C,ceil(H/8),ceil(W/8)]; "aux" of the same shape.
         """
-        x = self.layer1(self.conv1(images))
+        x = self.conv1[1:](in_float32(self.conv1[0], images))  # 1/4
+        x = self.layer1(x)
         x = F.relu(self.layer2(F.relu(x)))  # 1/8
         detail, edges = self.layer3_(x), self.layer3_d(x)
         x = F.relu(self.layer3(x))  # 1/16
