@@ -5,6 +5,7 @@ parses with `parse`. Nothing here imports torch: ``--help`` must be instant.
 """
 
 import argparse
+import os
 import sys
 
 from errors import UserError
@@ -65,7 +66,8 @@ def parse(parser: Parser, argv: list[str] | None, default_recipe: str | None = N
         if getattr(named, key) is None:
             setattr(named, key, values[key])
     words = (_flag(key, getattr(named, key)) for key in values)
-    print(f"recipe {recipe}: {' '.join(filter(None, words))}", flush=True)
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # once for a run
+        print(f"recipe {recipe}: {' '.join(filter(None, words))}", flush=True)
     return named
 
 
