@@ -121,6 +121,8 @@ class Run:
             self._lock.seek(0)
             holder = self._lock.read().strip()
             raise UserError(f"{self.folder} is in use by another run: {holder}") from None
+        # loader workers outlive a killed run by seconds, and would hold its lock
+        os.register_at_fork(after_in_child=self._lock.close)
         job = os.environ.get("SLURM_JOB_ID")
         holder = f"host {socket.gethostname()}, pid {os.getpid()}" + (f", job {job}" if job else "")
         self._lock.truncate(0)

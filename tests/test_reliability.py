@@ -106,8 +106,10 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(count: int, data,
     words = [*QUICK, *data, "--method", *EVERY_METHOD, "--num-steps", "8", "--norm", "batch"]
     words += ["--save-every-minutes", "1e-9", "--save-pred-every", "3", "--snapshot-dir"]
 
-    def start(folder: Path) -> multiprocessing.Process:
-        child = PROCESSES.Process(target=train, args=([*words, str(folder)],))
+    def start(folder: Path, workers: str = "0") -> multiprocessing.Process:
+        child = PROCESSES.Process(
+            target=train, args=([*words, str(folder), "--num-workers", workers],)
+        )
         child.start()
         return child
 
@@ -118,12 +120,12 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(count: int, data,
     whole = torch.load(tmp_path / "whole" / "last.pth", weights_only=True)
     assert whole["step"] == 8
     for kill in range(count):
-        folder = tmp_path / f"killed_{kill}"
-        child = start(folder)
+        folder, workers = tmp_path / f"killed_{kill}", ("0", "1", "4")[kill % 3]
+        child = start(folder, workers)
         child.join(timeout=random.Random(kill).uniform(0.1, 1) * seconds)
         child.kill()
         child.join()
-        child = start(folder)
+        child = start(folder, workers)
         child.join()
         assert child.exitcode == 0
         last = torch.load(folder / "last.pth", weights_only=True)
