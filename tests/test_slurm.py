@@ -204,6 +204,20 @@ def test_a_warning_and_a_requeue_lose_no_step_on_two_nodes(cluster, submit, data
     assert (folder / "result.json").exists()
 
 
+@pytest.mark.slow
+def test_a_job_that_nears_its_time_limit_is_warned_and_goes_on(submit, data, tmp_path: Path):
+    """Slurm's own warning, which it sends in whole minutes."""
+    folder = tmp_path / "run"
+    limit = ["--time=2", "--signal=B:USR2@60"]
+    job = submit(*limit, *TWO_NODES, *TRAIN, *data, "--snapshot-dir", str(folder))
+    job.wait_for_text("the same command resumes")
+    assert job.wait_for_state("PENDING")["Restarts"] == "1"
+    step = saved_step(folder)
+    assert f"stopped after step {step};" in job.text()
+    job.start_again()
+    job.wait_for_text(f"resuming {folder}/last.pth at step {step}")
+
+
 def test_a_dead_process_ends_the_job_and_a_dead_node_requeues_it(submit, data, tmp_path: Path):
     folder = tmp_path / "run"
     words = [*TWO_NODES, *TRAIN, *data, "--snapshot-dir", str(folder)]
