@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ from errors import UserError
 from log import Log, say
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts requeue on
+
+_locks: weakref.WeakSet = weakref.WeakSet()
+
+
+def _close_locks() -> None:
+    for lock in list(_locks):
+        lock.close()
+
+
+# loader workers outlive a killed run by seconds, and would hold the lock of its folder
+os.register_at_fork(after_in_child=_close_locks)
 
 
 def describe(
@@ -121,8 +133,7 @@ class Run:
             self._lock.seek(0)
             holder = self._lock.read().strip()
             raise UserError(f"{self.folder} is in use by another run: {holder}") from None
-        # loader workers outlive a killed run by seconds, and would hold its lock
-        os.register_at_fork(after_in_child=self._lock.close)
+        _locks.add(self._lock)
         job = os.environ.get("SLURM_JOB_ID")
         holder = f"host {socket.gethostname()}, pid {os.getpid()}" + (f", job {job}" if job else "")
         self._lock.truncate(0)
