@@ -3,8 +3,7 @@
 In a single process every function is its own trivial case, so that no caller asks. Gradients are
 averaged by one call after a step's last backward pass, not by DistributedDataParallel: a step has
 several (source, target, mixed images, discriminators), each reaching other parameters, which its
-reducer does not allow without a second all-reduce or a search of the graph. The price:
-communication does not overlap the backward pass (docs/performance.md says what that costs).
+reducer does not allow without more traffic. The price, in docs/performance.md: no overlap.
 """
 
 import os
