@@ -23,7 +23,7 @@ from pathlib import Path
 import fakedata
 import pytest
 import torch
-from test_train import EVERY_METHOD, SMALL, assert_equal
+from test_train import FOUR_METHODS, SMALL, assert_equal
 
 import distributed
 import engine
@@ -103,7 +103,7 @@ def logged(folder: Path) -> list[dict]:
 
 @times(3, 20)
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(count: int, data, tmp_path: Path):
-    words = [*QUICK, *data, "--method", *EVERY_METHOD, "--num-steps", "8", "--norm", "batch"]
+    words = [*QUICK, *data, "--method", *FOUR_METHODS, "--num-steps", "8", "--norm", "batch"]
     words += ["--save-every-minutes", "1e-9", "--save-pred-every", "3", "--snapshot-dir"]
 
     def start(folder: Path, workers: str = "0") -> multiprocessing.Process:
@@ -255,7 +255,7 @@ def test_reading_while_another_process_writes_never_fails(tmp_path: Path):
 
 
 def test_every_file_of_a_run_is_tensors_and_plain_values(data, tmp_path: Path):
-    words = [*QUICK, *data, "--method", *EVERY_METHOD, "--num-steps", "2", "--norm", "batch"]
+    words = [*QUICK, *data, "--method", *FOUR_METHODS, "--num-steps", "2", "--norm", "batch"]
     words += ["--save-pred-every", "1", "--snapshot-dir", str(tmp_path)]
     train_da.main(train_da.parse_args(words))
     names = {path.name for path in tmp_path.glob("*.pth")}

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = """--recipe streets --source camvid --source-set day_train --target camvid --set dusk_train
     --val-set dusk_val --input-size 64,48 --batch-size 2 --adapt-from 1 --warmup-steps 1
     --save-pred-every 100 --no-baseline""".split()
-EVERY_METHOD = ["adversarial", "advent", "entropy", "mix"]
+FOUR_METHODS = ["adversarial", "advent", "entropy", "mix"]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def assert_equal(first: dict, second: dict) -> None:
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_two_steps_and_two_more_equal_four(adapt, tmp_path: Path, workers: str):
-    flags = ["--method", *EVERY_METHOD, "--num-steps", "4", "--num-workers", workers]
+    flags = ["--method", *FOUR_METHODS, "--num-steps", "4", "--num-workers", workers]
     whole = adapt(tmp_path / "whole", *flags)
     halfway = adapt(tmp_path / "parts", *flags, "--num-steps-stop", "2")
     assert halfway["step"] == 2
@@ -91,8 +91,8 @@ def test_a_control_without_batch_norm_is_the_source_only_run(adapt, tmp_path: Pa
     """Weight zero must mean zero: only batch statistics could make a difference."""
     flags = ["--num-steps", "4"]
     alone = adapt(tmp_path / "alone", "--method", "none", *flags)
-    control = adapt(tmp_path / "control", "--method", *EVERY_METHOD, "--control", *flags)
-    adapted = adapt(tmp_path / "adapted", "--method", *EVERY_METHOD, *flags)
+    control = adapt(tmp_path / "control", "--method", *FOUR_METHODS, "--control", *flags)
+    adapted = adapt(tmp_path / "adapted", "--method", *FOUR_METHODS, *flags)
     assert_equal(alone["state"]["model"], control["state"]["model"])
     weight = "classifier.weight"
     assert not torch.equal(alone["state"]["model"][weight], adapted["state"]["model"][weight])
@@ -179,7 +179,7 @@ def test_every_number_of_workers_gives_the_same_run(adapt, tmp_path: Path):
 
 def test_a_multi_level_network_trains_every_level(adapt, tmp_path: Path):
     flags = "--model deeplabv2 --backbone resnet50 --multi-level --num-steps 2 --adapt-from 0"
-    run = adapt(tmp_path / "run", *flags.split(), "--method", *EVERY_METHOD)
+    run = adapt(tmp_path / "run", *flags.split(), "--method", *FOUR_METHODS)
     log = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     both = ["seg", "adv", "advent", "entropy", "mix"]
     assert {f"{name}_aux" for name in both} <= log.keys()
