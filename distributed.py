@@ -17,10 +17,9 @@ from errors import UserError
 
 
 def start() -> None:
-    """Join the other processes, if a launcher started several.
+    """Join the other processes, if torchrun (RANK) or srun (SLURM_STEP_NUM_TASKS) started several.
 
-    torchrun says so by RANK and WORLD_SIZE, srun by SLURM_STEP_NUM_TASKS. SLURM_NTASKS says
-    nothing: a batch script that starts a single python has it too.
+    SLURM_NTASKS says nothing: a batch script that starts a single python has it too.
     """
     env = os.environ
     if "RANK" not in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -35,6 +34,13 @@ def start() -> None:
         raise UserError(f"WORLD_SIZE is set, {', '.join(missing)} not: start with torchrun or srun")
     # with both, a tensor takes the backend of its device: flags on the CPU never wait for a GPU
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def stop() -> None:
+    """Leave together, in order: gloo's threads would else abort a Python that is ending."""
+    if dist.is_initialized():
+        barrier()
+        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -80,12 +86,7 @@ def barrier() -> None:
 
 @torch.no_grad()
 def average(*modules: nn.Module, of: str) -> None:
-    """Average over all processes, in place, what modules hold.
-
-    Args:
-        modules: the same in every process.
-        of: "gradients", or "buffers": the running statistics of batch norms.
-    """
+    """Average modules' "gradients" or "buffers" (running statistics) over all processes."""
     if of == "gradients":
         tensors = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
     else:
@@ -93,7 +94,6 @@ def average(*modules: nn.Module, of: str) -> None:
     if not tensors or not dist.is_initialized():
         return
     flat = torch.cat([tensor.flatten().float() for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= world_size()
+    flat = add_up(flat) / world_size()
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))

@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -35,25 +36,27 @@ def run(main: Callable, parse_args: Callable) -> None:
         if distributed.rank() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- process 0 speaks for all
         main(args)
-        if distributed.world_size() > 1:
-            torch.distributed.destroy_process_group()
+        distributed.stop()
     except UserError as error:
-        line = str(error).strip().splitlines()[-1].removeprefix("errors.UserError: ")
-        sys.exit(_fail(line))
+        _fail(str(error).strip().splitlines()[-1].removeprefix("errors.UserError: "))
     except OSError as error:
-        sys.exit(_fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")))
+        _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except RuntimeError as error:
         if not any(fault in str(error) for fault in _MACHINE_FAULTS):
             raise
-        sys.exit(_fail(str(error).splitlines()[0]))
+        _fail(str(error).splitlines()[0])
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _fail(line: str) -> int:
-    where = f" (process {distributed.rank()})" if distributed.world_size() > 1 else ""
-    print(f"error: {line}{where}", file=sys.stderr, flush=True)
-    return 2
+def _fail(line: str) -> NoReturn:
+    """Print one line and exit with status 2."""
+    if distributed.world_size() == 1:
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    print(f"error: {line} (process {distributed.rank()})", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)  # at once: `distributed.stop` would wait for processes that may never come
 
 
 # ------------------------------------------------------------------ device and precision

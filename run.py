@@ -327,7 +327,7 @@ class Run:
     def stop_here(self, state: dict) -> None:
         """Save, say how to go on, and exit with the status that the signal asked for."""
         self.save(state)
-        distributed.any_of(0)  # else the first to exit makes srun end the one that still writes
+        distributed.stop()  # together: the first to exit makes srun end the one that still writes
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what srun then sends is no other end
         say(f"stopped after step {self.step}; the same command resumes")
         sys.exit(self.stopped)

@@ -141,6 +141,31 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(data: str, tmp_pa
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == step
 
 
+LEAVE = """
+import atexit, os, sys
+import torch.distributed as dist
+import distributed, engine
+from errors import UserError
+
+def main(_):
+    distributed.any_of(0)
+    {end}
+
+# a process that leaves without `stop` ends, now and then, with SIGABRT: here, each time with 9
+atexit.register(lambda: dist.is_initialized() and os._exit(9))
+engine.run(main, lambda: None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [("pass", 0), ("distributed.stop(); sys.exit(75)", 75), ("raise UserError('no')", 2)],
+)
+def test_every_end_leaves_no_thread_of_gloo_to_a_python_that_ends(end: str, status: int):
+    for output in run(2, "-c", LEAVE.format(end=end), status=status):
+        assert output.count("error: no (process ") == (status == 2)
+
+
 def test_when_a_process_dies_the_others_end(data: str, tmp_path: Path):
     words = ["train_da.py", "--snapshot-dir", str(tmp_path), "--data-dir", data, *SMALL]
     words += [*PLAIN.split(), "--num-steps", "100000", "--method", "none"]
