@@ -17,13 +17,14 @@ import functools
 import json
 
 import distributed
+import domains
 import engine
 import methods
 import options
 import parsing
 from checkpoint import write_text
 from errors import UserError
-from loading import class_statistics, join_datasets, make_loader, step_batches
+from loading import make_loader, step_batches
 from run import Run, describe, make_folder, say
 
 
@@ -31,31 +32,7 @@ def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
     parser = options.parser(__doc__)
     options.add_recipe(parser)
-    group = parser.add_argument_group("data")
-    group.add_argument("--source", action="append", metavar="NAME", help="repeat to mix several")
-    group.add_argument("--data-dir", action="append", metavar="DIR", help="one for each --source")
-    group.add_argument("--data-list", action="append", metavar="FILE", help="one for each, or none")
-    group.add_argument("--source-set", action="append", metavar="SPLIT", help="default: train")
-    options.add_data_option(group, "--source-option")
-    group.add_argument("--target", default="cityscapes", metavar="NAME")
-    group.add_argument("--data-dir-target", metavar="DIR", help="default: the first --data-dir")
-    group.add_argument("--data-list-target", metavar="FILE")
-    group.add_argument("--set", default="train", help="the target's split; default %(default)s")
-    options.add_data_option(group, "--target-option")
-    group.add_argument("--num-images", type=parsing.at_least(1), help="of the target, at random")
-    group.add_argument(
-        "--target-labels",
-        type=parsing.count_or_all,
-        metavar="N|all",
-        help="target images whose labels may be used: the first N that --num-images takes",
-    )
-    group.add_argument("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
-    group.add_argument(
-        "--pseudo-confidence", action="store_true", help="weigh pseudo labels by DIR/confidence"
-    )
-    size = parsing.width_height
-    group.add_argument("--input-size", type=size, default=(1280, 720), metavar="W,H")
-    group.add_argument("--input-size-target", type=size, metavar="W,H", help="default: the same")
+    domains.add_options(parser)
     options.add_validation(parser)
     options.add_model(parser)
     options.add_training(parser)
@@ -92,7 +69,7 @@ def main(args) -> None:
     from predictor import Predictor  # imports kernels, which compiles them
 
     make_folder(args.snapshot_dir)
-    data = open_data(args)
+    data = domains.open_data(args)
     model, score = train(args, data, args.method, args.snapshot_dir)
     results, predictions = {"adapted": score}, {"adapted": model}
     if args.baseline:  # after the methods, so that a mistake in their options shows at once
@@ -109,93 +86,6 @@ def main(args) -> None:
         shown = {name: Predictor(model, **how) for name, model in predictions.items()}
         report.picture(shown, data["val"]).save(f"{args.snapshot_dir}/demo.png")
         print(f"picture: {args.snapshot_dir}/demo.png")
-
-
-def open_data(args) -> dict:
-    """Return the datasets (labelled and pseudo may be None) and what is known of the classes."""
-    from datasets import build_dataset, build_pseudo_labelled
-
-    names = args.source or ["gta5"]
-    folders = args.data_dir or [None]
-    each = [folders, args.data_list or [None], args.source_set or ["train"]]
-    each = [one * len(names) if len(one) == 1 else one for one in each]
-    if any(len(one) != len(names) for one in each):
-        raise UserError(
-            f"{len(names)} --source need as many --data-dir, --data-list and --source-set, or one"
-        )
-    source = join_datasets(
-        [
-            build_dataset(
-                name,
-                None if name == "streets" else folder,
-                split=split,
-                list_file=listed,
-                size=args.input_size,
-                seed=args.random_seed,
-                cache_dir=args.cache,
-                **own_options(name, "source", args.source_option),
-            )
-            for name, folder, listed, split in zip(names, *each, strict=True)
-        ]
-    )
-    folder = None if args.target == "streets" else args.data_dir_target or folders[0]
-    how = {"size": args.input_size_target or args.input_size, "seed": args.random_seed}
-    how |= {"cache_dir": args.cache}
-    how |= own_options(args.target, "target", args.target_option)
-    target = build_dataset(
-        args.target,
-        folder,
-        split=args.set,
-        list_file=args.data_list_target,
-        labelled=False,
-        num_images=args.num_images,
-        **how,
-    )
-    val = build_dataset(
-        args.target, folder, split=args.val_set, list_file=args.val_list, resize_label=False, **how
-    )
-    if source.class_names != val.class_names:
-        raise UserError(f"{source.name} and {val.name} have different classes")
-    labelled = pseudo = None
-    if args.target_labels:
-        labelled = build_dataset(
-            args.target,
-            folder,
-            split=args.set,
-            list_file=args.data_list_target,
-            num_images=args.num_images if args.target_labels == "all" else args.target_labels,
-            **how,
-        )
-    if args.pseudo_labels:
-        pseudo = build_pseudo_labelled(
-            args.target, folder, args.pseudo_labels, args.pseudo_confidence, split=args.set, **how
-        )
-    elif args.pseudo_confidence:
-        raise UserError("--pseudo-confidence goes with --pseudo-labels")
-    # here, as the baseline and the adapted network share them
-    class_weight, rare_classes = class_statistics(
-        source,
-        args.cache or args.snapshot_dir,
-        args.input_size,
-        balance=args.class_balance,
-        temperature=args.rare_class_sampling,
-        num_workers=args.num_workers,
-        timeout_seconds=args.loader_timeout,
-    )
-    return {
-        "source": source,
-        "target": target,
-        "labelled": labelled,
-        "pseudo": pseudo,
-        "val": val,
-        "class_weight": class_weight,
-        "rare_classes": rare_classes,
-    }
-
-
-def own_options(name: str, domain: str, given: list[tuple]) -> dict:
-    """Return the options of a dataset's own; the streets have a style for either domain."""
-    return {**({"style": domain} if name == "streets" else {}), **dict(given)}
 
 
 def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
@@ -242,10 +132,10 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     }
     adapting = methods.build_methods(method_names, values).to(device)
     needs = frozenset().union(*(method.needs for method in adapting.values()))
-    domains = methods.domains_of(needs)
+    used = methods.domains_of(needs)
     for domain, flag in (("labelled", "--target-labels"), ("pseudo", "--pseudo-labels")):
-        if (domain in domains) != (data[domain] is not None):
-            verb = "needs" if domain in domains else "does not use"
+        if (domain in used) != (data[domain] is not None):
+            verb = "needs" if domain in used else "does not use"
             raise UserError(f"--method {' '.join(method_names)} {verb} {flag}")
     teacher = copy.deepcopy(model).requires_grad_(False) if "teacher_out" in needs else None
     for method in adapting.values():
@@ -287,7 +177,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         **batches,
     )
     next_of = {}
-    for domain in domains:
+    for domain in used:
         # another order for each: where all hold the same images, a step should not draw them twice
         if domain != "target":
             batches["seed"] = engine.seed_for(args.random_seed, domain)
@@ -300,7 +190,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         rate = engine.poly_rate(step, args.num_steps, args.power, args.warmup_steps)
         engine.set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
-        adapt = bool(domains) and step >= args.adapt_from
+        adapt = bool(used) and step >= args.adapt_from
         if adapt and teacher is not None:
             engine.update_teacher(teacher, model, args.teacher_momentum, step - args.adapt_from)
         for _ in range(args.iter_size):
@@ -323,7 +213,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
                 "source_label": label,
                 "source_out": {key: value.detach() for key, value in out.items()},
             }
-            for domain in domains:
+            for domain in used:
                 then = policy_of["target"]
                 batch |= augment.warp_batch(next(next_of[domain]), domain, then, **crop)
                 if needs & {f"{domain}_out", f"{domain}_detached"}:

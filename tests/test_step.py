@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import domains
 import engine
 import inference
 import methods
@@ -115,7 +116,7 @@ def unreadable(monkeypatch):
 @pytest.mark.parametrize("method", ["adversarial", "advent", "entropy", "mix", "fixmatch"])
 def test_a_step_of_adaptation_never_waits_for_the_device(tmp_path: Path, flags, method: str):
     args = adapting(tmp_path, flags, "--method", method)
-    model, _ = train_da.train(args, train_da.open_data(args), args.method, str(tmp_path))
+    model, _ = train_da.train(args, domains.open_data(args), args.method, str(tmp_path))
     assert next(model.parameters()).device == META
 
 

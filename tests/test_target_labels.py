@@ -14,6 +14,7 @@ from test_methods import VALUES, Student, make_batch
 from test_train import SMALL, assert_equal
 
 import augment
+import domains
 import engine
 import train_da
 from errors import UserError
@@ -339,7 +340,7 @@ def test_the_log_says_how_sure_the_teacher_is(data: Path, tmp_path: Path, capsys
 def test_labelled_images_are_the_first_of_the_seeds_shuffle(data: Path, tmp_path: Path):
     def opened(*flags: str) -> dict:
         words = ["--snapshot-dir", str(tmp_path), "--data-dir", str(data), *SMALL, *flags]
-        return train_da.open_data(train_da.parse_args(words))
+        return domains.open_data(train_da.parse_args(words))
 
     two, three = (opened("--target-labels", n)["labelled"].pairs for n in ("2", "3"))
     assert three[:2] == two
@@ -366,7 +367,7 @@ def test_label_and_confidence_move_together(data: Path, pseudo: Path, tmp_path: 
     words = f"--method pseudo --pseudo-labels {pseudo} --pseudo-confidence".split()
     words += ["--snapshot-dir", str(tmp_path), "--data-dir", str(data), *SMALL]
     words += ["--input-size", "32,24"]
-    sample = train_da.open_data(train_da.parse_args(words))["pseudo"][0]
+    sample = domains.open_data(train_da.parse_args(words))["pseudo"][0]
     name = Path(sample["name"]).name
     stored = np.asarray(Image.open(pseudo / "confidence" / name))
     assert sample["confidence"].shape == sample["label"].shape == (24, 32)
