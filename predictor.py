@@ -15,6 +15,7 @@ import kernels
 import models
 from engine import autocast
 from errors import UserError
+from losses import resize
 from windows import in_windows
 
 
@@ -114,7 +115,7 @@ class Predictor:
                 probs = probs.flip(3) if mirrored else probs
                 if total is None:
                     total = torch.zeros_like(probs)
-                total += _resize(probs, total.shape[-2:], self.align_corners)
+                total += resize(probs, total.shape[-2:], self.align_corners)
         return total / (len(self.scales) * (1 + self.flip))
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -182,19 +183,13 @@ class Ensemble:
         """
         size = max((p.shape[-2:] for p in probs), key=math.prod)
         share = [weight / sum(self.weights) for weight in self.weights]
-        resized = (_resize(p, size, self.align_corners) for p in probs)
+        resized = (resize(p, size, self.align_corners) for p in probs)
         return log_probs(sum(w * p for w, p in zip(share, resized, strict=True)))
 
 
 def log_probs(probs: Tensor) -> Tensor:
     """Return finite logarithms: a probability of 0 would make -inf * 0 = nan when interpolated."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
-
-
-def _resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    if x.shape[-2:] == tuple(size):
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def _resize_images(images: Tensor, scale: float) -> Tensor:

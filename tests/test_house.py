@@ -41,7 +41,7 @@ ALLOWED = {
     "predictions": {"datasets"},
     "inference": {"checkpoint", "datasets", "distributed", "engine", "loading", "metrics", "models"}
     | {"predictor"},
-    "predictor": {"engine", "kernels", "models", "windows"},
+    "predictor": {"engine", "kernels", "losses", "models", "windows"},
     "certainty": {"kernels", "losses", "predictor"},
     "pseudo_folder": {"checkpoint", "distributed", "datasets", "models", "predictions"},
     "submissions": set(),
