@@ -60,7 +60,7 @@ def run(ranks: int, *words: str, status: int = 0, **how) -> list[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
-    """Return a folder in CamVid's layout, 8 frames by day and 5 at dusk, every pixel labelled."""
+    """Return a folder in CamVid's layout, 8 frames by day and 6 at dusk, every pixel labelled."""
     folder = tmp_path_factory.mktemp("camvid")
     fakedata.make_camvid(folder, n=8, size=(64, 48))
     for path in folder.rglob("trainannot/0006R0*.png"):
@@ -102,6 +102,22 @@ def test_two_processes_of_one_image_are_one_of_two(data: str, tmp_path: Path, ho
     for first, second in zip(*logs, strict=True):
         for key in first.keys() - {"steps_per_second"}:
             assert second[key] == pytest.approx(first[key], abs=1e-5), key
+
+
+def test_adabn_counts_the_target_once_with_synchronised_batch_norm(data: str, tmp_path: Path):
+    flags = ["--method", "adabn", "--norm", "batch", "--sync-bn", "--num-steps", "1"]
+    models = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        adapt(data, folder, *flags, "--learning-rate", "0", "--batch-size", "1", ranks=ranks)
+        finished = torch.load(folder / "camvid_finished.pth", weights_only=True)
+        models.append(finished["model"])
+    counts = [value for key, value in models[0].items() if key.endswith("num_batches_tracked")]
+    assert set(map(int, counts)) == {6}  # dusk_train
+    for key, value in models[0].items():
+        # an unbiased variance of n pixels is n / (n - 1) times the plain one; two see 2 n
+        close = {"rtol": 0.02, "atol": 0} if key.endswith("running_var") else {}
+        torch.testing.assert_close(models[1][key], value, **close)
 
 
 def test_synchronised_batch_norm_is_refused_where_it_cannot_be(data: str, tmp_path: Path):
