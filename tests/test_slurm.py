@@ -1,5 +1,6 @@
 """The shipped batch scripts on a real Slurm: two nodes on this machine, see local_slurm.sh."""
 
+import fcntl
 import json
 import os
 import shlex
@@ -96,6 +97,9 @@ def cluster(tmp_path_factory) -> Iterator[Path]:
     python = folder / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@" $(cat "{folder}/flags")\n')
     python.chmod(0o755)
+    # control groups know the nodes by name: two suites on one machine take turns
+    turn = (Path(tempfile.gettempdir()) / f"segshift_slurm_{os.getuid()}.lock").open("w")
+    fcntl.flock(turn, fcntl.LOCK_EX)
     where = tempfile.mkdtemp(prefix="slurm_")  # munged wants a path that anyone can enter
     cluster = {"LOCAL_SLURM_DIR": where, "LOCAL_SLURM_PORT": free_port()}
     cluster["LOCAL_SLURM_MEMORY"] = "1" if os.access(MEMORY, os.W_OK) else "0"
@@ -112,6 +116,7 @@ def cluster(tmp_path_factory) -> Iterator[Path]:
             yield folder
         finally:
             subprocess.run(["bash", LOCAL_SLURM, "stop"], check=False, timeout=60)
+            turn.close()
 
 
 @pytest.fixture(scope="module")
