@@ -1,11 +1,11 @@
 // Counting and voting on CPUs. What they compute is defined in reference.py, bit for bit.
 //
 // What bounds each one (P pixels, M members; cycles of a 2019 Intel core with AVX-512):
-//   confusion_matrix      reads P predictions and labels. Finding the cells takes 0.15 cycles a
-//                         pixel of uint8, comparing them with two cells 0.1 to 0.2, and where that
-//                         leaves pixels over, about one mispredicted branch every 64 (0.3). Each of
-//                         those is one increment: two loads and a store address on two ports, 1.5
-//                         cycles. Memory bounds int64 labels: 16 bytes a pixel.
+//   confusion_matrix      reads P predictions and labels. Finding the cells takes 0.3 cycles a pixel
+//                         of uint8, finding where they change 0.35, and in a run of 64 with changes,
+//                         a mispredicted branch and 5 cycles a change: another 0.3 in network-like
+//                         maps. Noise is counted pixel by pixel: two loads and a store address on
+//                         two ports, 1.5 cycles. Memory bounds int64 labels: 16 bytes a pixel.
 //   confidence_histogram  reads 5 * P bytes, 0.5 cycles a pixel to find the cell, one increment:
 //                         2 cycles a pixel where confidences are noise, of which 1.5 are the floor.
 //   hard_vote             reads M * P bytes, writes P; M * (M - 1) / 2 byte comparisons a pixel.
@@ -36,7 +36,7 @@ constexpr int64_t kRun = 64;     // neighbours that are counted together
 constexpr int64_t kBlock = 256;  // pixels whose cells are found before they are counted
 constexpr int64_t kCopies = 4;   // counters per cell, so that increments seldom await each other
 constexpr int64_t kParts = 8;    // of a run that is counted one by one
-constexpr int kScattered = 24;   // pixels outside a run's two main cells for which that is better
+constexpr int kScattered = 16;   // changes of the cell for which that is better
 constexpr int64_t kMostCounted = int64_t{1} << 31;  // before 32-bit counters are added up
 
 struct Counters {
@@ -80,57 +80,48 @@ INLINE void count_one_by_one(const Index* index, Counters counters) {
   }
 }
 
-// Bit i says whether pixel i of a run lies in the cell.
-INLINE uint64_t where_equal(const uint16_t* index, uint16_t cell) {
-  uint64_t bits = 0;
+// Bit i says whether pixel i of a run is the last one of its cell; reads one pixel past the run.
+INLINE uint64_t where_cells_end(const uint16_t* index) {
+  uint64_t same = 0;
 #ifdef __SSE2__
-  const __m128i* eight = reinterpret_cast<const __m128i*>(index);
-  const __m128i cells = _mm_set1_epi16(static_cast<int16_t>(cell));
-  for (int64_t i = 0; i < kRun; i += 16, eight += 2) {
-    const __m128i equal = _mm_packs_epi16(_mm_cmpeq_epi16(_mm_load_si128(eight), cells),
-                                          _mm_cmpeq_epi16(_mm_load_si128(eight + 1), cells));
-    bits |= static_cast<uint64_t>(_mm_movemask_epi8(equal)) << i;
+  for (int64_t i = 0; i < kRun; i += 16) {
+    const auto eight_equal = [&](int64_t at) __attribute__((always_inline)) {
+      const __m128i* here = reinterpret_cast<const __m128i*>(index + at);
+      const __m128i* next = reinterpret_cast<const __m128i*>(index + at + 1);
+      return _mm_cmpeq_epi16(_mm_load_si128(here), _mm_loadu_si128(next));
+    };
+    const __m128i equal = _mm_packs_epi16(eight_equal(i), eight_equal(i + 8));
+    same |= static_cast<uint64_t>(_mm_movemask_epi8(equal)) << i;
   }
 #else
-  for (int64_t i = 0; i < kRun; ++i) bits |= static_cast<uint64_t>(index[i] == cell) << i;
+  for (int64_t i = 0; i < kRun; ++i) same |= static_cast<uint64_t>(index[i] == index[i + 1]) << i;
 #endif
-  return bits;
+  return ~same | uint64_t{1} << (kRun - 1);
 }
 
-// Counts a run. Label maps consist of regions: the pixels in the region before the run (`last`) and
-// in the one at its end are counted at once, and only the others one by one.
-INLINE void count_run(const uint16_t* index, uint16_t& last, Counters counters) {
-  const uint16_t before = last;
-  const uint64_t old = where_equal(index, before);
-  if (old == ~uint64_t{0}) {
-    counters.of(before) += kRun;
-    return;
-  }
-  last = index[kRun - 1];
-  const uint64_t entered = where_equal(index, last) & ~old;
-  uint64_t others = ~(old | entered);
-  if (__builtin_popcountll(others) > kScattered) return count_one_by_one(index, counters);
-  counters.of(before) += __builtin_popcountll(old);
-  counters.of(last) += __builtin_popcountll(entered);
-  for (; others != 0; others &= others - 1) {
-    const int i = __builtin_ctzll(others);
-    ++counters.of(index[i], i % kCopies);
+// Counts a run. Label maps consist of regions: neighbours of one cell are counted at once.
+INLINE void count_run(const uint16_t* index, Counters counters) {
+  uint64_t ends = where_cells_end(index);
+  if (__builtin_popcountll(ends) > kScattered) return count_one_by_one(index, counters);
+  for (int begin = 0; ends != 0; ends &= ends - 1) {
+    const int last = __builtin_ctzll(ends);
+    counters.of(index[last], last % kCopies) += last + 1 - begin;
+    begin = last + 1;
   }
 }
 
 // The same for cells that need more bits, with less care.
-INLINE void count_run(const uint32_t* index, uint32_t& last, Counters counters) {
-  last = index[0];
+INLINE void count_run(const uint32_t* index, Counters counters) {
   uint32_t differing = 0;
-  for (int64_t i = 0; i < kRun; ++i) differing |= index[i] ^ last;
+  for (int64_t i = 1; i < kRun; ++i) differing |= index[i] ^ index[0];
   if (differing != 0) return count_one_by_one(index, counters);
-  counters.of(last) += kRun;
+  counters.of(index[0]) += kRun;
 }
 
 template <typename Index>
-INLINE void count_block(const Index* index, int64_t count, Index& last, Counters counters) {
+INLINE void count_block(const Index* index, int64_t count, Counters counters) {
   int64_t i = 0;
-  for (; i + kRun <= count; i += kRun) count_run(index + i, last, counters);
+  for (; i + kRun <= count; i += kRun) count_run(index + i, counters);
   for (; i < count; ++i) ++counters.of(index[i]);
 }
 
@@ -149,8 +140,7 @@ INLINE void count_typed_pairs(const Pred* pred, const Label* label, int64_t begi
   const Label ignored = static_cast<Label>(ignore_index);
   const bool can_be_ignored = static_cast<int64_t>(ignored) == ignore_index;
   const Index side = num_classes + 1;
-  alignas(64) Index index[kBlock];
-  Index last = 0;
+  alignas(64) Index index[kBlock + 1] = {};
   for (; begin < end; begin += kBlock) {
     const Pred* p = pred + begin;
     const Label* l = label + begin;
@@ -160,7 +150,7 @@ INLINE void count_typed_pairs(const Pred* pred, const Label* label, int64_t begi
       index[i] = side * (can_be_ignored && l[i] == ignored ? side : row);
       index[i] += class_or_spare(p[i], num_classes);
     }
-    count_block(index, count, last, counters);
+    count_block(index, count, counters);
   }
 }
 
@@ -218,7 +208,6 @@ CLONED void count_confidences(const float* confidence, const uint8_t* pred, int6
                               int64_t end, int32_t num_classes, int32_t bins, Counters counters) {
   const float scale = static_cast<float>(bins), highest = static_cast<float>(bins - 1);
   alignas(64) uint32_t index[kBlock];
-  uint32_t last = 0;
   for (; begin < end; begin += kBlock) {
     const int64_t count = std::min(kBlock, end - begin);
     for (int64_t i = 0; i < count; ++i) {
@@ -228,7 +217,7 @@ CLONED void count_confidences(const float* confidence, const uint8_t* pred, int6
       const int32_t row = std::min<int32_t>(pred[begin + i], num_classes);
       index[i] = (position == position ? row : num_classes) * bins + static_cast<int32_t>(column);
     }
-    count_block(index, count, last, counters);
+    count_block(index, count, counters);
   }
 }
 
