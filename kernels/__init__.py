@@ -113,7 +113,6 @@ def backend(device: str | torch.device) -> str:
     return _served_by.get(kind, f"reference: no kernels are written for {kind}")
 
 
-@torch.no_grad()
 def confusion_matrix(
     pred: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255
 ) -> Tensor:
@@ -214,7 +213,6 @@ def classmix(
     return torch.ops.segshift.classmix(list(a), list(b), label, classes)
 
 
-@torch.no_grad()
 def hard_vote(
     predictions: Tensor, num_classes: int, weights: Sequence[float] | None = None
 ) -> Tensor:
@@ -235,7 +233,6 @@ def hard_vote(
     return torch.ops.segshift.hard_vote(predictions, num_classes, weights)
 
 
-@torch.no_grad()
 def confidence_histogram(confidence: Tensor, pred: Tensor, num_classes: int, bins: int) -> Tensor:
     """Count pixels by predicted class and confidence.
 

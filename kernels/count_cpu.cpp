@@ -12,7 +12,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -49,8 +48,9 @@ struct Counters {
 // count(begin, end, counters) adds a range of pixels.
 template <typename Count>
 at::Tensor histogram(int64_t pixels, int64_t cells, int64_t kept, const Count& count) {
-  at::Tensor result = at::zeros({kept}, at::kLong);
+  at::Tensor result = at::empty({kept}, at::kLong);
   int64_t* total = result.mutable_data_ptr<int64_t>();
+  std::fill_n(total, kept, 0);
   std::mutex mutex;
   at::parallel_for(0, pixels, kGrain, [&](int64_t begin, int64_t end) {
     for (; begin < end; begin += kMostCounted) {
