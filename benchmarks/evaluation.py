@@ -18,6 +18,7 @@ import inference
 import models
 from benchmarks import scenes
 from benchmarks.operations import fast_hist
+from benchmarks.plain_network import plain_copy
 from benchmarks.timing import NetworkClock, alternate, compare, exact_convolutions
 from datasets import build_dataset
 from loading import make_loader
@@ -53,8 +54,9 @@ def run(
         listed = scenes.write_files(Path(folder), size, images)
         how = {"split": "val", "size": input_size, "resize_label": False}
         dataset = build_dataset("cityscapes", folder, list_file=listed, **how)
-        plain = calibrated(backbone, dataset[0]["image"][None]).to(device)
-        ours = models.fold_batchnorm(plain).to(memory_format=torch.channels_last)
+        ours = calibrated(backbone, dataset[0]["image"][None]).to(device)
+        plain = plain_copy(ours)
+        ours = models.fold_batchnorm(ours).to(memory_format=torch.channels_last)
         predictor = Predictor(ours, precision=precision, align_corners=True)
         row = {"precision": precision, "gflop_per_image": forward_gflop(plain, input_size)}
         row |= agreement(predictor, plain, dataset[0])

@@ -18,6 +18,7 @@ import methods
 import models
 import options
 from benchmarks import scenes
+from benchmarks.plain_network import plain_copy
 from benchmarks.timing import alternate, compare, exact_convolutions
 
 RECIPE = "adaptsegnet-multi"
@@ -233,7 +234,7 @@ class PlainStep:
 
     def __init__(self, step: Step) -> None:
         values = self.values = step.values
-        self.model = copy.deepcopy(step.model).to(memory_format=torch.contiguous_format)
+        self.model = plain_copy(step.model)
         self.discriminators = copy.deepcopy(step.adapting["adversarial"].discriminators)
         self.discriminators.requires_grad_(True)
         self.optimizer = torch.optim.SGD(

@@ -11,6 +11,7 @@ from torch import nn
 import models
 from errors import UserError
 from models import MODELS, build_model, fold_batchnorm, load_weights, normalise
+from models.deeplabv2 import DilatedSum
 from models.deeplabv3plus import BACKBONES
 from models.layers import DepthwiseConv2d, conv2d_same, in_float32
 
@@ -113,6 +114,23 @@ GOLDEN = {
     "deeplabv3plus": (-0.049477551, 0.36016900),
     "pidnet": (-7.2593461, 35.498613),
 }
+
+
+def test_the_classifier_of_deeplabv2_is_a_sum_of_convolutions():
+    """Values and gradients, one dilation wider than the map."""
+    torch.manual_seed(0)
+    classifier = DilatedSum(32, 5, (1, 3, 12))
+    x = torch.randn(2, 32, 7, 9).to(memory_format=torch.channels_last).requires_grad_()
+    expected = sum(conv(x) for conv in classifier.conv2d_list)
+    upstream = torch.randn_like(expected)
+    inputs = [x, *classifier.parameters()]
+    gradients = torch.autograd.grad(expected, inputs, upstream)
+    logits = classifier(x)
+    torch.testing.assert_close(logits, expected)
+    for own, other in zip(torch.autograd.grad(logits, inputs, upstream), gradients, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(classifier(x), expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("name", MODELS)
