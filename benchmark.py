@@ -4,6 +4,7 @@
     python benchmark.py scaling --plot scaling.png   how their cost grows; nothing plain beside it
     python benchmark.py evaluate --images 8          files -> network -> confusion matrix
     python benchmark.py train --batch-size 2         one step of adversarial adaptation
+    python benchmark.py classifier                   DeepLabv2's, beside convolutions
     python benchmark.py loader --json loader.json    files -> samples
     python benchmark.py vote --repeats 1             five submission files -> one
 
@@ -38,6 +39,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sub = add_subject(subjects, "train", "one step of adaptation", (640, 360), 5)
     add_backbone(sub)
     add_batch_size(sub, "of each domain")
+    sub = add_subject(subjects, "classifier", "DeepLabv2's classifier", (640, 360), 5)
+    add_batch_size(sub, "images")
     sub = add_subject(subjects, "loader", "files to samples", None, 3)
     add_images(sub, 32)
     sub = add_subject(subjects, "vote", "submission files to their vote", (256, 256), 3)
@@ -133,7 +136,7 @@ def show_growth(args: argparse.Namespace, device) -> list[dict]:
 
 def time_subject(args: argparse.Namespace, machine: dict, device) -> Iterator[tuple[dict, str]]:
     """Yield the rows of the subject named, each with a remark to print."""
-    from benchmarks import evaluation, loading, operations, training, votes
+    from benchmarks import classifier, evaluation, loading, operations, training, votes
 
     common = {"size": args.size, "repeats": args.repeats}
     if args.what == "kernels":
@@ -142,7 +145,10 @@ def time_subject(args: argparse.Namespace, machine: dict, device) -> Iterator[tu
         return loading.run(device, **common, images=args.images)
     if args.what == "vote":
         return votes.run(**common, images=args.images, plain_images=args.plain_images)
-    common |= {"batch_size": args.batch_size, "backbone": args.backbone}
+    common |= {"batch_size": args.batch_size}
+    if args.what == "classifier":
+        return classifier.run(device, **common)
+    common |= {"backbone": args.backbone}
     if args.what == "train":
         return training.run(machine, device, **common)
     return evaluation.run(

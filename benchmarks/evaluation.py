@@ -17,8 +17,8 @@ import engine
 import inference
 import models
 from benchmarks import scenes
+from benchmarks.classifier import plain_copy
 from benchmarks.operations import fast_hist
-from benchmarks.plain_network import plain_copy
 from benchmarks.timing import NetworkClock, alternate, compare, exact_convolutions
 from datasets import build_dataset
 from loading import make_loader

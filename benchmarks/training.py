@@ -18,7 +18,7 @@ import methods
 import models
 import options
 from benchmarks import scenes
-from benchmarks.plain_network import plain_copy
+from benchmarks.classifier import plain_copy
 from benchmarks.timing import alternate, compare, exact_convolutions
 
 RECIPE = "adaptsegnet-multi"

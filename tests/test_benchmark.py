@@ -9,7 +9,7 @@ from PIL import Image, ImageColor
 
 import benchmark
 import train_da
-from benchmarks import loading, operations, scaling, timing, training, votes
+from benchmarks import classifier, loading, operations, scaling, timing, training, votes
 from datasets import build_dataset
 from run import Run
 
@@ -18,6 +18,7 @@ TINY = {
     "kernels": ["--size", "96,64"],
     "evaluate": ["--size", "128,64", "--images", "2", "--backbone", "resnet50"],
     "train": ["--size", "64,32", "--backbone", "resnet50"],
+    "classifier": ["--size", "64,32"],
     "loader": ["--size", "64,48", "--images", "9"],
 }
 MORE = {
@@ -30,6 +31,7 @@ MORE = {
         *("precision", "gflop_per_step", "of_matrix_rate", "update_cosine_fp32"),
         *("memory_mb", "recomputing_mb"),
     },
+    "classifier": {"precision"},
     "loader": {"image_megabytes", "images_per_s", "cpu_ms", "plain_cpu_ms"},
 }
 
@@ -161,6 +163,14 @@ def test_wrong_results_are_not_timed():
     training.check_losses({"seg": torch.tensor(1.0)}, {"seg": 1.00001})
     with pytest.raises(AssertionError, match="seg is 1"):
         training.check_losses({"seg": torch.tensor(1.0)}, {"seg": 1.001})
+
+
+def test_another_classifier_is_not_timed():
+    one, zero = torch.ones(2), torch.zeros(2)
+    classifier.check_close([one], [one + 1e-5])
+    for plain in (one + 1e-3, zero):
+        with pytest.raises(AssertionError):
+            classifier.check_close([one], [plain])
 
 
 def test_cosine_of_updates_by_hand():
