@@ -64,9 +64,20 @@ class Job:
         until(there, 150, self)
         assert self.text().count(text) >= times, self.text()
 
+    def is_ending(self) -> bool:
+        """Say whether daemons of the run before the requeue are left."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if path.read_bytes().startswith(f"slurmstepd: [{self.number}.".encode()):
+                    return True
+            except OSError:  # ended meanwhile
+                continue
+        return False
+
     def start_again(self) -> None:
         """Start a requeued job now: by itself it waits for two minutes."""
         self.wait_for_state("PENDING")
+        until(lambda: not self.is_ending(), 30, self)  # else that end is taken for the next one's
         time.sleep(2)  # Slurm kills a start in the second in which it revoked the one before
         sh("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
