@@ -21,7 +21,7 @@ class DilatedSum(nn.Module):
     One product of matrices makes what every tap of every kernel contributes, and col2im moves each
     contribution to its pixel and adds it there: equal to the convolutions but for rounding (fp32
     after the product). With few outputs and wide dilations those run at a fraction of a product's
-    speed, above all backward: this is 4 to 6 times as fast on CPUs (docs/performance.md).
+    speed, above all backward: with it this is 4 to 5 times as fast on CPUs (docs/performance.md).
     """
 
     def __init__(self, in_channels: int, num_classes: int, dilations: Sequence[int]):
