@@ -29,12 +29,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import distributed
-import engine
-import options
-import parsing
-import predictions
-from errors import UserError
+from engine import options, parsing, processes, start
+from engine.device import pick_device
+from engine.errors import UserError
+from inference import label_folders
 
 
 def parse_args(argv: list[str] | None = None):
@@ -67,7 +65,7 @@ def parse_args(argv: list[str] | None = None):
         "--num-classes",
         type=parsing.at_least(1),
         metavar="N",
-        help=f"ids of --csv are 0..N-1; default {predictions.VOID}",
+        help=f"ids of --csv are 0..N-1; default {label_folders.VOID}",
     )
     options.add_data(parser)
     options.add_views(parser)
@@ -118,14 +116,14 @@ def check(args) -> None:
         for flag, given in flags.items():
             if given and not there:
                 raise UserError(f"{flag} goes with {needed}")
-    if distributed.world_size() > 1 and (args.csv or (args.restore_from and args.select)):
+    if processes.world_size() > 1 and (args.csv or (args.restore_from and args.select)):
         raise UserError("--csv, and --select among networks, run in one process")
     if args.soft and args.select:
         raise UserError("--select scores hard votes: leave --soft away")
     if args.csv and args.select != (args.truth is not None):
         raise UserError("--select among --csv needs --truth, a submission of true ids, and only it")
-    if (args.num_classes or 1) > predictions.VOID:
-        raise UserError(f"--num-classes is at most {predictions.VOID}: {args.num_classes}")
+    if (args.num_classes or 1) > label_folders.VOID:
+        raise UserError(f"--num-classes is at most {label_folders.VOID}: {args.num_classes}")
     weights = args.weights
     if weights and (
         len(weights) != len(members) or not all(1e-30 <= weight <= 1e30 for weight in weights)
@@ -144,14 +142,13 @@ def check(args) -> None:
 def vote_submissions(args) -> None:
     """Vote over the rows of --csv, in the order and with the columns of the first file."""
     import kernels  # compiles them
-    import submissions
-    import voting
+    from inference import submissions, votes
 
-    num_classes = args.num_classes or predictions.VOID
+    num_classes = args.num_classes or label_folders.VOID
     members = [submissions.Submission(path, num_classes) for path in args.csv]
     truth = [submissions.Submission(args.truth, 256)] if args.select else []
     submissions.check_same_images([*members, *truth])
-    predictions.writable_folder(Path(args.save).parent)
+    label_folders.writable_folder(Path(args.save).parent)
     if Path(args.save).is_dir():
         raise UserError(f"--save {args.save} is a folder: name a file for --csv")
     first, images = members[0], members[0].images
@@ -163,8 +160,8 @@ def vote_submissions(args) -> None:
     if args.select:
         classes = [str(c) for c in range(num_classes)]
         labelled = lambda: ((ids[:-1], ids[-1]) for ids in rows([*members, *truth]))  # noqa: E731
-        chosen = voting.select(args.csv, args.weights, classes, labelled)
-    weights, agreement = only(chosen, args.weights), voting.Agreement(len(chosen))
+        chosen = votes.select(args.csv, args.weights, classes, labelled)
+    weights, agreement = only(chosen, args.weights), votes.Agreement(len(chosen))
     with submissions.writing(args.save, first.header) as write:
         for image, ballots in zip(images, rows(only(chosen, members)), strict=True):
             vote = kernels.hard_vote(ballots, num_classes, weights)
@@ -175,36 +172,38 @@ def vote_submissions(args) -> None:
 
 def vote_folders(args) -> None:
     """Vote over the PNGs of --predictions."""
-    import inference  # imports kernels, which compiles them
+    from inference import loop  # imports kernels, which compiles them
 
-    members = predictions.same_images(args.predictions)
+    members = label_folders.same_images(args.predictions)
     chosen = list(range(len(members)))
     if args.select:
-        dataset = inference.open_dataset(**options.data_values(args), checkpoint={})
+        dataset = loop.open_dataset(**options.data_values(args), checkpoint={})
         chosen = select_folders(args.predictions, args.predictions, dataset, args.weights)
     save_votes(args, args.predictions, chosen, folder_ballots(only(chosen, members)))
 
 
 def vote_checkpoints(args) -> None:
     """Predict with every network of --restore-from, image by image, and vote."""
-    import inference  # imports kernels, which compiles them
-    import predictor
-    import voting
     from datasets import write_label_png
+    from inference import (
+        loop,  # imports kernels, which compiles them
+        predictor,
+        votes,
+    )
 
     names = args.restore_from
-    networks, dataset = inference.restore_all(
+    networks, dataset = loop.restore_all(
         names,
-        engine.pick_device(args.device),
+        pick_device(args.device),
         architecture=None,
         data={**options.data_values(args), "labelled": args.select},
         precision=args.precision,
         **options.view_values(args),
     )
     for folder in filter(None, [args.save, args.agreement]):
-        predictions.check_files_stay(dataset, folder)
-    electorate = voting.Electorate(predictor.Ensemble(networks, args.weights), args.soft)
-    batches = inference.predict(
+        label_folders.check_files_stay(dataset, folder)
+    electorate = votes.Electorate(predictor.Ensemble(networks, args.weights), args.soft)
+    batches = loop.predict(
         electorate,
         dataset,
         batch_size=args.batch_size,
@@ -216,21 +215,21 @@ def vote_checkpoints(args) -> None:
         save_votes(args, names, list(range(len(names))), images)
         return
     # every round of the choice reads the ballots again: each network runs once
-    save = predictions.writable_folder(args.save)
+    save = label_folders.writable_folder(args.save)
     with tempfile.TemporaryDirectory(dir=save, prefix=".members-") as scratch:
         folders = [f"{scratch}/{i}" for i in range(len(names))]
-        with predictions.Writers() as write:
+        with label_folders.Writers() as write:
             for stem, ballots, palette, _ in images:
                 for folder, ids in zip(folders, ballots.numpy(), strict=True):
                     write(write_label_png, Path(folder, f"{stem}.png"), ids, palette)
         chosen = select_folders(folders, names, dataset, args.weights)
-        members = predictions.same_images(only(chosen, folders))
+        members = label_folders.same_images(only(chosen, folders))
         save_votes(args, names, chosen, folder_ballots(members))
 
 
 def network_ballots(batches: Iterable[tuple], dataset, num_members: int) -> Iterator[tuple]:
     """Yield what `save_votes` takes, from batches of `voting.Electorate`."""
-    stems = predictions.stems(dataset)
+    stems = label_folders.stems(dataset)
     for batch, maps, _ in batches:
         for name, ids in zip(batch["name"], maps.cpu(), strict=True):
             vote = ids[num_members] if len(ids) > num_members else None
@@ -241,15 +240,15 @@ def select_folders(folders: list[str], names: list[str], dataset, weights) -> li
     """Return the members that help, by the labels of the dataset that the folders predict."""
     import torch
 
-    import voting
+    from inference import votes
 
-    pairs = [predictions.PredictedPairs(dataset, folder) for folder in folders]
+    pairs = [label_folders.PredictedPairs(dataset, folder) for folder in folders]
 
     def read(index: int) -> tuple:
         label = dataset[index]["label"]
         return torch.stack([pair.read(index, label) for pair in pairs]), label
 
-    return voting.select(
+    return votes.select(
         names, weights, dataset.class_names, lambda: ahead(read, range(len(dataset)))
     )
 
@@ -265,22 +264,22 @@ def save_votes(args, names: list[str], chosen: list[int], images: Iterable[tuple
             uint8 [H,W], None for one vote (or weight) each.
     """
     import kernels
-    import voting
     from datasets import write_label_png
+    from inference import votes
 
-    weights, agreement = only(chosen, args.weights), voting.Agreement(len(chosen))
+    weights, agreement = only(chosen, args.weights), votes.Agreement(len(chosen))
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(predictions.whole_folder(args.save))
+        folder = stack.enter_context(label_folders.whole_folder(args.save))
         if args.agreement:
-            shares = stack.enter_context(predictions.whole_folder(args.agreement))
-        write = stack.enter_context(predictions.Writers())
+            shares = stack.enter_context(label_folders.whole_folder(args.agreement))
+        write = stack.enter_context(label_folders.Writers())
         for stem, ballots, palette, vote in images:
             if vote is None:
-                vote = kernels.hard_vote(ballots, predictions.VOID, weights)
+                vote = kernels.hard_vote(ballots, label_folders.VOID, weights)
             agreement.update(ballots, vote)
             write(write_label_png, folder / f"{stem}.png", vote.numpy(), palette)
             if args.agreement:
-                share = voting.agreeing_share(ballots, vote, weights)
+                share = votes.agreeing_share(ballots, vote, weights)
                 write(write_label_png, shares / f"{stem}.png", share)
     agreement.add_up_processes()
     report(agreement, only(chosen, names), args.save)
@@ -294,16 +293,16 @@ def report(agreement, names: list[str], save: str) -> None:
 
 def folder_ballots(members: list[dict[str, Path]]) -> Iterator[tuple]:
     """Return what `save_votes` takes, from folders of PNGs."""
-    own = [list(members[0])[i] for i in distributed.share(len(members[0]))]
+    own = [list(members[0])[i] for i in processes.share(len(members[0]))]
     paths = {stem: [pngs[stem] for pngs in members] for stem in own}
-    return ahead(lambda stem: (stem, *predictions.read_together(paths[stem]), None), paths)
+    return ahead(lambda stem: (stem, *label_folders.read_together(paths[stem]), None), paths)
 
 
 def ahead(read: Callable, items) -> Iterator:
     """Yield `read(item)` of every item, read ahead, with a progress bar."""
-    import voting
+    from inference import votes
 
-    return tqdm(voting.read_ahead(read, items), total=len(items), disable=None, leave=False)
+    return tqdm(votes.read_ahead(read, items), total=len(items), disable=None, leave=False)
 
 
 def only(chosen: list[int], values) -> list | None:
@@ -312,4 +311,4 @@ def only(chosen: list[int], values) -> list | None:
 
 
 if __name__ == "__main__":
-    engine.run(main, parse_args)
+    start.run(main, parse_args)

@@ -21,13 +21,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import distributed
-import engine
-import options
-import predictions
-from checkpoint import write_text
-from errors import UserError
-from loading import make_loader
+from datasets.loading import make_loader
+from engine import options, processes, start
+from engine.device import pick_device
+from engine.errors import UserError
+from engine.files import write_text
+from inference import label_folders
 
 
 def parse_args(argv: list[str] | None = None):
@@ -60,7 +59,7 @@ def main(args) -> None:
         results = [score_checkpoint(args, path) for path in args.restore_from]
     if len(results) > 1:
         print("\n".join(f"{result['miou']:6.2f}  {result['checkpoint']}" for result in results))
-    if args.json and distributed.rank() == 0:
+    if args.json and processes.rank() == 0:
         write_text(args.json, json.dumps(results, indent=1) + "\n")
 
 
@@ -88,16 +87,16 @@ def check(args) -> None:
     if args.save and len(set(names)) < len(names):
         raise UserError("--save makes a folder for each checkpoint, and two have the same name")
     if args.json:
-        predictions.writable_folder(Path(args.json).parent)
+        label_folders.writable_folder(Path(args.json).parent)
 
 
 def score_checkpoint(args, path: str) -> dict:
     """Run a network over the dataset, save what it predicts if asked to, print its scores."""
-    import inference  # imports kernels, which compiles them
-    from metrics import ConfusionMatrix
+    from inference import loop  # imports kernels, which compiles them
+    from inference.metrics import ConfusionMatrix
 
-    device = engine.pick_device(args.device)
-    predictor, dataset = inference.restore(
+    device = pick_device(args.device)
+    predictor, dataset = loop.restore(
         path,
         device,
         architecture=options.architecture(args),
@@ -108,12 +107,12 @@ def score_checkpoint(args, path: str) -> dict:
     scored = scored_classes(args.classes, dataset)
     if args.save:
         several = len(args.restore_from) > 1
-        folder = predictions.writable_folder(Path(args.save, Path(path).stem if several else ""))
-        stems = predictions.stems(dataset)
+        folder = label_folders.writable_folder(Path(args.save, Path(path).stem if several else ""))
+        stems = label_folders.stems(dataset)
 
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names)
     sizes = {"input": set(), "label": set()}
-    batches = inference.predict(
+    batches = loop.predict(
         predictor,
         dataset,
         batch_size=args.batch_size,
@@ -121,7 +120,7 @@ def score_checkpoint(args, path: str) -> dict:
         timeout_seconds=args.loader_timeout,
     )
     start = time.perf_counter()
-    with predictions.Writers() as write:
+    with label_folders.Writers() as write:
         for batch, pred, _ in batches:
             confusion.update(pred, batch["label"].to(device, non_blocking=True))
             sizes["input"].add(tuple(batch["image"].shape[-2:]))
@@ -154,13 +153,13 @@ def save(write: Callable, folder: Path, stem: str, ids, dataset) -> None:
 
 def score_folder(args) -> dict:
     """Score the PNGs of --predictions and print the scores."""
-    import inference
-    from metrics import ConfusionMatrix
+    from inference import loop
+    from inference.metrics import ConfusionMatrix
 
-    dataset = inference.open_dataset(**options.data_values(args), checkpoint={})
+    dataset = loop.open_dataset(**options.data_values(args), checkpoint={})
     scored = scored_classes(args.classes, dataset)
     ids = args.prediction_ids or "train"
-    pairs = predictions.PredictedPairs(dataset, args.predictions, ids)
+    pairs = label_folders.PredictedPairs(dataset, args.predictions, ids)
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
     seen = set()
     start = time.perf_counter()
@@ -168,7 +167,7 @@ def score_folder(args) -> dict:
         pairs,
         num_workers=args.num_workers,
         timeout_seconds=args.loader_timeout,
-        sampler=distributed.share(len(pairs)),
+        sampler=processes.share(len(pairs)),
         batch_size=1,
     )
     for batch in loader:
@@ -193,7 +192,7 @@ def scored_classes(subset: str | None, dataset) -> list[int] | None:
 
 def shown_sizes(seen: set[tuple[int, int]]) -> str:
     """Return the one size of all processes' images as WxH, else how many there are."""
-    sizes = sorted(set().union(*distributed.everyones(seen)))
+    sizes = sorted(set().union(*processes.everyones(seen)))
     if len(sizes) == 1:
         return f"{sizes[0][1]}x{sizes[0][0]}"
     return f"{len(sizes)} sizes"
@@ -201,7 +200,7 @@ def shown_sizes(seen: set[tuple[int, int]]) -> str:
 
 def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> dict:
     """Print the protocol and the scores; return both."""
-    from metrics import plain
+    from inference.metrics import plain
 
     protocol = {
         "dataset": dataset.name,
@@ -247,4 +246,4 @@ def shown(value) -> str:
 
 
 if __name__ == "__main__":
-    engine.run(main, parse_args)
+    start.run(main, parse_args)

@@ -27,12 +27,10 @@ good they are.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import distributed
-import engine
-import options
-import parsing
-from errors import UserError
-from predictions import VOID, Writers
+from engine import options, parsing, processes, start
+from engine.device import pick_device
+from engine.errors import UserError
+from inference.label_folders import VOID, Writers
 
 
 def parse_args(argv: list[str] | None = None):
@@ -77,16 +75,18 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Predict every image, with --portion once more, then write the list and what came out."""
-    import certainty  # imports kernels, which compiles them
-    import inference
-    from predictor import Ensemble
-    from pseudo_folder import PseudoFolder
+    from inference import (
+        loop,
+        thresholds,  # imports kernels, which compiles them
+    )
+    from inference.predictor import Ensemble
+    from inference.pseudo_folder import PseudoFolder
 
     if args.portion == 0:
         raise UserError("--portion is above 0, to 1: 0 would keep nothing")
-    predictors, dataset = inference.restore_all(
+    predictors, dataset = loop.restore_all(
         args.restore_from,
-        engine.pick_device(args.device),
+        pick_device(args.device),
         architecture=options.architecture(args),
         data={**options.data_values(args), "labelled": args.score},
         precision=args.precision,
@@ -95,7 +95,7 @@ def main(args) -> None:
     predictor = Ensemble(predictors)
     if args.variance:
         check_heads(args.restore_from, predictors)
-        predictor = certainty.WithVariance(predictor)
+        predictor = thresholds.WithVariance(predictor)
     settings = settings_of(args, predictors, dataset)
     maps = [name for name in ("confidence", "variance") if settings[name]]
     folder = PseudoFolder(args.save, dataset, settings, maps, args.overwrite)
@@ -104,7 +104,7 @@ def main(args) -> None:
         return
 
     def predicted(start: int) -> Iterator[tuple]:
-        return inference.predict(
+        return loop.predict(
             predictor,
             dataset,
             with_confidence=True,
@@ -117,8 +117,8 @@ def main(args) -> None:
     bins = None
     if args.portion:
         for _, pred, confidence, *_ in folder.counted.over(predicted(folder.counted.done)):
-            folder.counted.add(counts=certainty.histogram(confidence, pred, dataset.num_classes))
-        bins = certainty.class_bins(folder.counted.everyones("counts"), args.portion)
+            folder.counted.add(counts=thresholds.histogram(confidence, pred, dataset.num_classes))
+        bins = thresholds.class_bins(folder.counted.everyones("counts"), args.portion)
     write_labels(args, folder, dataset, predicted, bins)
     results = results_of(args, folder, dataset, bins)
     folder.finish(results)
@@ -134,7 +134,7 @@ def check_heads(paths: list[str], predictors: list) -> None:
 
 def settings_of(args, predictors: list, dataset) -> dict:
     """Return the plain values that decide what is written, for pseudo.json."""
-    from pseudo_folder import fingerprint
+    from inference.pseudo_folder import fingerprint
 
     contents = [fingerprint(Path(path).read_bytes()) for path in args.restore_from]
     names = [Path(path).name for path in args.restore_from]
@@ -156,14 +156,14 @@ def settings_of(args, predictors: list, dataset) -> dict:
         "confidence": args.confidence,
         "variance": args.variance,
         "score": args.score,
-        "processes": distributed.world_size(),  # each goes on with its own images
+        "processes": processes.world_size(),  # each goes on with its own images
     }
 
 
 def write_labels(args, folder, dataset, predicted: Callable, bins) -> None:
     """Write the PNGs of the images that are left, and count what they hold."""
-    import certainty
     import kernels
+    from inference import thresholds
 
     def count(pred, label):
         return kernels.confusion_matrix(pred, label, dataset.num_classes, VOID)
@@ -174,7 +174,7 @@ def write_labels(args, folder, dataset, predicted: Callable, bins) -> None:
             if bins is None:
                 sure = confidence >= args.threshold
             else:
-                sure = certainty.above_bins(confidence, pred, bins)
+                sure = thresholds.above_bins(confidence, pred, bins)
             label = pred.masked_fill(~sure, VOID)
             # of each predicted class, what was kept: a confusion of the predictions with themselves
             folder.written.add(kept=count(label, pred))
@@ -183,8 +183,8 @@ def write_labels(args, folder, dataset, predicted: Callable, bins) -> None:
                 folder.written.add(
                     all=count(pred, truth), sure=count(pred, truth.where(sure, VOID))
                 )
-            maps = [certainty.eight_bits(confidence)] if args.confidence else []
-            maps += [certainty.eight_bits(-(-divergence).expm1()) for divergence in variance]
+            maps = [thresholds.eight_bits(confidence)] if args.confidence else []
+            maps += [thresholds.eight_bits(-(-divergence).expm1()) for divergence in variance]
             arrays = [values.cpu().numpy() for values in (label, *maps)]
             for name, ids, *others in zip(batch["name"], *arrays, strict=True):
                 write(folder.write, name, ids, others)
@@ -192,8 +192,8 @@ def write_labels(args, folder, dataset, predicted: Callable, bins) -> None:
 
 def results_of(args, folder, dataset, bins) -> dict:
     """Return what was kept of each class from which confidence on, and how good it is."""
-    import certainty
-    from metrics import ConfusionMatrix, plain
+    from inference import thresholds
+    from inference.metrics import ConfusionMatrix, plain
 
     def matrix(name: str, **how) -> ConfusionMatrix:
         result = ConfusionMatrix(dataset.num_classes, dataset.class_names, **how)
@@ -206,11 +206,11 @@ def results_of(args, folder, dataset, bins) -> dict:
     kept = matrix("kept", allow_void=True).compute()
     if kept["pixel_accuracy"] == 0:
         raise UserError(f"no pixel is as sure as --threshold {args.threshold}: nothing to train on")
-    thresholds = [args.threshold] * dataset.num_classes
+    edges = [args.threshold] * dataset.num_classes
     if bins is not None:
-        thresholds = certainty.lower_edges(bins)
+        edges = thresholds.lower_edges(bins)
     results = {
-        "thresholds": by_class(thresholds),
+        "thresholds": by_class(edges),
         "kept": kept["pixel_accuracy"],
         "kept_of_class": by_class(list(map(plain, kept["accuracy"]))),
     }
@@ -235,4 +235,4 @@ def report(results: dict, dataset, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    engine.run(main, parse_args)
+    start.run(main, parse_args)

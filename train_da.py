@@ -16,16 +16,18 @@ import copy
 import functools
 import json
 
-import distributed
-import domains
-import engine
 import methods
-import options
-import parsing
-from checkpoint import write_text
-from errors import UserError
-from loading import make_loader, step_batches
-from run import Run, describe, make_folder, say
+from datasets import domains
+from datasets.loading import make_loader, step_batches
+from engine import options, parsing, processes, start
+from engine.device import autocast, pick_device, pick_precision
+from engine.errors import UserError
+from engine.files import write_text
+from engine.seeds import seed_everything, seed_for
+from training.run import Run, describe, make_folder, say
+from training.schedule import make_optimizer, poly_rate, set_rate
+from training.student import make_forward, make_model
+from training.teacher import update_teacher
 
 
 def parse_args(argv: list[str] | None = None):
@@ -65,8 +67,8 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Adapt, train the baseline if asked for, then compare."""
-    import report
-    from predictor import Predictor  # imports kernels, which compiles them
+    from inference import report
+    from inference.predictor import Predictor  # imports kernels, which compiles them
 
     make_folder(args.snapshot_dir)
     data = domains.open_data(args)
@@ -77,7 +79,7 @@ def main(args) -> None:
         model, score = train(args, alone, ["none"], f"{args.snapshot_dir}/source")
         results = {"source_only": score, **results}
         predictions = {"source only": model, **predictions}
-    if distributed.rank() > 0:
+    if processes.rank() > 0:
         return
     write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
     report.print_table(results, data["val"].class_names, " + ".join(args.method))
@@ -92,19 +94,18 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     """Train one network in one snapshot folder; return it and its scores."""
     import torch
 
-    import augment
-    import autoaugment
-    import inference
-    import losses
     import models
+    from inference import loop
+    from training import losses
+    from training.augment import geometry, policies
 
-    device = engine.pick_device(args.device)
-    precision = engine.pick_precision(args.precision, device)
+    device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
     source, target, val = data["source"], data["target"], data["val"]
     class_weight = data["class_weight"]
     loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
 
-    model = engine.make_model(
+    model = make_model(
         args.model,
         source.num_classes,
         options.model_options(args),
@@ -114,21 +115,21 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
         recompute=args.checkpoint_activations,
         sync_bn=args.sync_bn,
     )
-    optimizer = engine.make_optimizer(
+    optimizer = make_optimizer(
         args.optimizer,
         model.param_groups(args.learning_rate),
         learning_rate=args.learning_rate,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
     )
-    engine.seed_everything(args.random_seed, "methods")
+    seed_everything(args.random_seed, "methods")
     multi_level = bool(model.arch.get("multi_level"))
     values = {
         **vars(args),
         "num_classes": source.num_classes,
         "multi_level": multi_level,
         "class_weight": class_weight,
-        "autocast": functools.partial(engine.autocast, precision, device),
+        "autocast": functools.partial(autocast, precision, device),
     }
     adapting = methods.build_methods(method_names, values).to(device)
     needs = frozenset().union(*(method.needs for method in adapting.values()))
@@ -154,17 +155,17 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     if args.tensorboard:
         run.log.open_board()
 
-    student = engine.make_forward(model, precision, device, compiled=args.compile)
+    student = make_forward(model, precision, device, compiled=args.compile)
     if teacher is not None:
-        teach = engine.make_forward(teacher, precision, device, compiled=args.compile)
+        teach = make_forward(teacher, precision, device, compiled=args.compile)
 
     def validate() -> dict:
         how = {"precision": precision, "align_corners": args.align_corners}
-        return inference.validate(model, val, **how, **loading)
+        return loop.validate(model, val, **how, **loading)
 
     crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
     policy_of = {
-        domain: autoaugment.auto_augment if args.auto_augment in (domain, "both") else None
+        domain: policies.auto_augment if args.auto_augment in (domain, "both") else None
         for domain in ("source", "target")
     }
     batches = {"seed": args.random_seed, "device": device, **loading}
@@ -180,26 +181,26 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     for domain in used:
         # another order for each: where all hold the same images, a step should not draw them twice
         if domain != "target":
-            batches["seed"] = engine.seed_for(args.random_seed, domain)
+            batches["seed"] = seed_for(args.random_seed, domain)
         next_of[domain] = step_batches(data[domain], args.batch_size, start=first_target, **batches)
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
     how = {"class_weight": class_weight, "align_corners": args.align_corners}
     weight = 0.0 if args.control else 1.0
 
     for step in run.steps(stop, args.random_seed, state):
-        rate = engine.poly_rate(step, args.num_steps, args.power, args.warmup_steps)
-        engine.set_rate(optimizer, rate)
+        rate = poly_rate(step, args.num_steps, args.power, args.warmup_steps)
+        set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
         adapt = bool(used) and step >= args.adapt_from
         if adapt and teacher is not None:
-            engine.update_teacher(teacher, model, args.teacher_momentum, step - args.adapt_from)
+            update_teacher(teacher, model, args.teacher_momentum, step - args.adapt_from)
         for _ in range(args.iter_size):
             batch = next(next_source)
             rare = batch.get("rare_class")
-            images, label = augment.warp(batch["image"], batch["label"], rare_class=rare, **crop)
+            images, label = geometry.warp(batch["image"], batch["label"], rare_class=rare, **crop)
             if policy_of["source"]:
                 images, label = policy_of["source"](images, label)
-            images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
+            images = geometry.color_jitter(images, args.color_jitter, args.color_jitter / 4)
             out = student(images)
             terms = losses.segmentation(out, label, args.lambda_seg, **how)
             # the source's graph is freed before the target's is built: the lowest peak of memory
@@ -215,7 +216,7 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
             }
             for domain in used:
                 then = policy_of["target"]
-                batch |= augment.warp_batch(next(next_of[domain]), domain, then, **crop)
+                batch |= geometry.warp_batch(next(next_of[domain]), domain, then, **crop)
                 if needs & {f"{domain}_out", f"{domain}_detached"}:
                     with torch.set_grad_enabled(f"{domain}_out" in needs):
                         batch[f"{domain}_out"] = student(batch[f"{domain}_image"])
@@ -227,11 +228,11 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
                 terms |= method(batch, student)
             (weight * sum(terms.values()) / args.iter_size).backward()
             run.record(terms, 1 / args.iter_size)
-        distributed.average(model, of="gradients")
+        processes.average(model, of="gradients")
         optimizer.step()
         for method in adapting.values() if adapt else ():
             run.record(method.after_step(rate))
-        distributed.average(*filter(None, (model, teacher)), of="buffers")
+        processes.average(*filter(None, (model, teacher)), of="buffers")
 
         if run.step % args.print_every == 0 or run.step == stop:
             for method in adapting.values():
@@ -259,4 +260,4 @@ def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
 
 
 if __name__ == "__main__":
-    engine.run(main, parse_args)
+    start.run(main, parse_args)

@@ -11,13 +11,14 @@ is its target, for the oracle, unless --dataset says otherwise.
 
 import json
 
-import distributed
-import engine
-import options
-import parsing
-from checkpoint import write_text
-from loading import class_statistics, step_batches
-from run import Run, describe, make_folder
+from datasets.loading import step_batches
+from datasets.statistics import class_statistics
+from engine import options, parsing, processes, start
+from engine.device import pick_device, pick_precision
+from engine.files import write_text
+from training.run import Run, describe, make_folder
+from training.schedule import make_optimizer, poly_rate, set_rate
+from training.student import make_forward, make_model
 
 
 def parse_args(argv: list[str] | None = None):
@@ -44,15 +45,14 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Train, validate now and then, and end with last and best."""
-    import augment
-    import autoaugment
-    import inference  # imports kernels, which compiles them
-    import losses
     from datasets import build_dataset, build_pseudo_labelled
+    from inference import loop  # imports kernels, which compiles them
+    from training import losses
+    from training.augment import geometry, policies
 
     make_folder(args.snapshot_dir)
-    device = engine.pick_device(args.device)
-    precision = engine.pick_precision(args.precision, device)
+    device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
     loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
     where = {"size": args.input_size, "seed": args.random_seed, "cache_dir": args.cache}
     where |= dict(args.data_option)
@@ -71,7 +71,7 @@ def main(args) -> None:
         resize_label=False,
         **where,
     )
-    model = engine.make_model(
+    model = make_model(
         args.model,
         train_set.num_classes,
         options.model_options(args),
@@ -81,7 +81,7 @@ def main(args) -> None:
         recompute=args.checkpoint_activations,
         sync_bn=args.sync_bn,
     )
-    optimizer = engine.make_optimizer(
+    optimizer = make_optimizer(
         args.optimizer,
         model.param_groups(args.learning_rate),
         learning_rate=args.learning_rate,
@@ -107,11 +107,11 @@ def main(args) -> None:
     if args.tensorboard:
         run.log.open_board()
 
-    student = engine.make_forward(model, precision, device, compiled=args.compile)
+    student = make_forward(model, precision, device, compiled=args.compile)
 
     def validate() -> dict:
         how = {"precision": precision, "align_corners": args.align_corners}
-        return inference.validate(model, val, **how, **loading)
+        return loop.validate(model, val, **how, **loading)
 
     crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
     how = {"class_weight": class_weight, "align_corners": args.align_corners}
@@ -126,23 +126,23 @@ def main(args) -> None:
     )
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
     for step in run.steps(stop, args.random_seed, state):
-        rate = engine.poly_rate(step, args.num_steps, args.power, args.warmup_steps)
-        engine.set_rate(optimizer, rate)
+        rate = poly_rate(step, args.num_steps, args.power, args.warmup_steps)
+        set_rate(optimizer, rate)
         optimizer.zero_grad(set_to_none=True)
         for _ in range(args.iter_size):
             batch = next(batches)
             rare = batch.get("rare_class")
-            images, label = augment.warp(batch["image"], batch["label"], rare_class=rare, **crop)
+            images, label = geometry.warp(batch["image"], batch["label"], rare_class=rare, **crop)
             if args.auto_augment:
-                images, label = autoaugment.auto_augment(images, label)
-            images = augment.color_jitter(images, args.color_jitter, args.color_jitter / 4)
+                images, label = policies.auto_augment(images, label)
+            images = geometry.color_jitter(images, args.color_jitter, args.color_jitter / 4)
             out = student(images)
             terms = losses.segmentation(out, label, args.lambda_seg, **how)
             (sum(terms.values()) / args.iter_size).backward()
             run.record(terms, 1 / args.iter_size)
-        distributed.average(model, of="gradients")
+        processes.average(model, of="gradients")
         optimizer.step()
-        distributed.average(model, of="buffers")
+        processes.average(model, of="buffers")
 
         if run.step % args.print_every == 0 or run.step == stop:
             run.flush(rate)
@@ -155,7 +155,7 @@ def main(args) -> None:
     if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
         run.scored(model, validate())
     result = {"last": run.last, "best": run.best}
-    if distributed.rank() == 0:
+    if processes.rank() == 0:
         write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")
     best = f"best {run.best['miou']:.2f} (step {run.best['step']}, chosen on the same images)"
     print(f"mIoU: last {run.last['miou']:.2f}, {best}")
@@ -163,4 +163,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    engine.run(main, parse_args)
+    start.run(main, parse_args)

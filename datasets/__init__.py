@@ -15,7 +15,7 @@ from datasets.loveda import LoveDA
 from datasets.pseudo import WithConfidence, check_classes
 from datasets.streets import Streets
 from datasets.synthia import Synthia
-from errors import UserError
+from engine.errors import UserError
 
 DATASETS = {
     "camvid": CamVid,

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets import files
-from errors import UserError
+from engine.errors import UserError
 
 IGNORE = 255
 UNKNOWN = 254  # marks raw ids that the class table does not hold; never in a sample

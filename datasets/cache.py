@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.base import SegmentationDataset
-from errors import UserError
+from engine.errors import UserError
 
 FORMAT = 1  # of the file, and of the pixels in it: a change of either is another number
 

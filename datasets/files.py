@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from errors import UserError
+from engine.errors import UserError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, where it would only warn
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.base import IGNORE, Row, SegmentationDataset
-from errors import UserError
+from engine.errors import UserError
 
 
 class Folder(SegmentationDataset):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.files import check_pixels
-from errors import UserError
+from engine.errors import UserError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHANNELS = {2: 3, 6: 4}  # colour type -> samples per pixel, of RGB and RGBA

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from datasets import files
 from datasets.base import SegmentationDataset
-from errors import UserError
+from engine.errors import UserError
 
 
 class WithConfidence(Dataset):

@@ -8,7 +8,7 @@ from datasets import files
 from datasets.base import IGNORE
 from datasets.cityscapes import CityscapesClasses
 from datasets.png16 import read_channel
-from errors import UserError
+from engine.errors import UserError
 
 
 class Synthia(CityscapesClasses):

@@ -7,7 +7,7 @@ package compiles and loads the faster implementations (see `build`), which the d
 prefers. So callers never ask which device they are on, and results are equal bit for bit.
 
 To add one: its definition and checks in `reference`, schema, fake and function here, then a
-TORCH_LIBRARY_IMPL entry in a *_cpu.cpp and a *_cuda.cu, and a table in tests/test_kernels.py.
+TORCH_LIBRARY_IMPL entry in a *_cpu.cpp and a *_cuda.cu, and a table in tests/kernels/.
 """
 
 from collections.abc import Callable, Sequence

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError
+from engine.errors import UserError
 
 MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent

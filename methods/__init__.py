@@ -34,7 +34,7 @@ import inspect
 
 from torch import nn
 
-from errors import UserError
+from engine.errors import UserError
 from methods.adabn import AdaBN
 from methods.adversarial import Advent, Adversarial
 from methods.base import Method

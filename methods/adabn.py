@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from errors import UserError
+from engine.errors import UserError
 from methods.base import Method
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-import distributed
-import losses
-from engine import set_rate
-from errors import UserError
+from engine import processes
+from engine.errors import UserError
+from engine.parsing import at_least
 from methods.base import Method
 from models.discriminator import FCDiscriminator
-from parsing import at_least
+from models.outputs import resize
+from training import losses
+from training.schedule import set_rate
 
 
 class Adversarial(Method):
@@ -78,7 +79,7 @@ class Adversarial(Method):
     def _maps(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Return what the discriminator looks at: the class probabilities."""
         if self.at == "input":
-            logits = losses.resize(logits, size, self.align_corners)
+            logits = resize(logits, size, self.align_corners)
         if min(logits.shape[-2:]) < 32:  # five strides of 2
             shape = "x".join(map(str, logits.shape[:-3:-1]))
             raise UserError(f"the discriminator needs maps of 32x32 or more, not {shape}")
@@ -113,7 +114,7 @@ class Adversarial(Method):
 
     def after_step(self, rate: float) -> dict[str, torch.Tensor]:
         """Apply the gradients that the discriminators have gathered since the last step."""
-        distributed.average(self, of="gradients")
+        processes.average(self, of="gradients")
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import torch
 
-import losses
+from engine.parsing import at_least
 from methods.base import Method
-from parsing import at_least
+from models.outputs import resize
+from training import losses
 
 
 class Entropy(Method):
@@ -44,6 +45,6 @@ class Entropy(Method):
         size = batch["target_image"].shape[-2:]
         return {
             f"entropy_{level}": weight
-            * losses.entropy(losses.resize(batch["target_out"][level], size, self.align_corners))
+            * losses.entropy(resize(batch["target_out"][level], size, self.align_corners))
             for level, weight in self.weights.items()
         }

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import torch
 
-import augment
-import losses
-from errors import UserError
+from engine.errors import UserError
+from engine.parsing import at_least, between
 from methods.base import Method, Watch
-from parsing import at_least, between
+from training import losses
+from training.augment import geometry
 
 
 class FixMatch(Method):
@@ -74,14 +74,14 @@ class FixMatch(Method):
         )
         sure = confidence >= self.threshold
         self.watch.count(label, sure, batch["source_label"])
-        image = augment.color_jitter(image, self.jitter, self.hue, probability=0.8)
-        image = augment.gaussian_blur(image, self.blur, sigma=(0.1, 2.0))
+        image = geometry.color_jitter(image, self.jitter, self.hue, probability=0.8)
+        image = geometry.gaussian_blur(image, self.blur, sigma=(0.1, 2.0))
         weight = sure.float()
         if self.cutmix:
             n, _, height, width = image.shape
             if n == 1:
                 raise UserError("--fixmatch-cutmix mixes a batch: give --batch-size 2 or more")
-            boxes = augment.half_area_boxes(n, height, width)
+            boxes = geometry.half_area_boxes(n, height, width)
             boxes[torch.rand(n) >= self.cutmix] = 0
             boxes = boxes.to(image.device, non_blocking=True)
             below = [image, label, weight]

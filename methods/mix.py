@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import torch
 
-import augment
-import losses
-from errors import UserError
+from engine.errors import UserError
+from engine.parsing import at_least, between
 from methods.base import Method, Watch
-from parsing import at_least, between
+from training import losses
+from training.augment import geometry
 
 
 class Mix(Method):
@@ -88,8 +88,8 @@ class Mix(Method):
         """Return the cross-entropy on the mixed images."""
         below = self._labelled(batch) if self.true_labels else self._by_teacher(batch)
         image, label, *weight = self._pasted(below, batch)
-        image = augment.color_jitter(image, self.jitter, self.hue, probability=0.8)
-        image = augment.gaussian_blur(image, self.blur)
+        image = geometry.color_jitter(image, self.jitter, self.hue, probability=0.8)
+        image = geometry.gaussian_blur(image, self.blur)
         out = student(image)
         how = {"pixel_weight": weight[0] if weight else None, "align_corners": self.align_corners}
         terms = losses.segmentation(out, label, self.lambda_seg, "mix", **how)
@@ -131,8 +131,8 @@ class Mix(Method):
                 f"{tuple(image.shape)} into {tuple(target.shape)}: give --crop-size"
             )
         if self.kind == "class":
-            return kernels.classmix(below, above, label, augment.half_of_classes(label))
-        boxes = augment.half_area_boxes(len(image), *image.shape[-2:])
+            return kernels.classmix(below, above, label, geometry.half_of_classes(label))
+        boxes = geometry.half_area_boxes(len(image), *image.shape[-2:])
         return kernels.cutmix(below, above, boxes.to(image.device, non_blocking=True))
 
     def diagnose(self) -> tuple[dict[str, torch.Tensor], list[str]]:

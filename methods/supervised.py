@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import torch
 
-import losses
+from engine.parsing import at_least
 from methods.base import Method
-from parsing import at_least
+from training import losses
 
 
 class TargetSupervised(Method):

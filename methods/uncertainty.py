@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import losses
-from errors import UserError
+from engine.errors import UserError
+from engine.parsing import at_least
 from methods.base import Method
-from parsing import at_least
+from models.outputs import divergence, resize
 
 
 class _TwoHeads(Method):
@@ -60,13 +60,12 @@ class Memory(_TwoHeads):
         """Return the divergence of the two heads from their common prediction."""
         size = batch["target_image"].shape[-2:]
         main, aux = (
-            losses.resize(batch["target_out"][level], size, self.align_corners)
-            for level in ("out", "aux")
+            resize(batch["target_out"][level], size, self.align_corners) for level in ("out", "aux")
         )
         common = F.log_softmax(0.5 * aux + main, dim=1).detach()
         weight = self.weight if batch["step"] >= self.start else 0.0
         return {
-            name: weight * losses.divergence(common, F.log_softmax(head, dim=1)).mean()
+            name: weight * divergence(common, F.log_softmax(head, dim=1)).mean()
             for name, head in (("memory", main), ("memory_aux", aux))
         }
 
@@ -111,7 +110,7 @@ class Rectify(_TwoHeads):
         label, confidence = batch["pseudo_label"], batch["pseudo_weight"]
         main, aux = (
             F.log_softmax(
-                losses.resize(batch["pseudo_out"][level], label.shape[-2:], self.align_corners), 1
+                resize(batch["pseudo_out"][level], label.shape[-2:], self.align_corners), 1
             )
             for level in ("out", "aux")
         )
@@ -134,5 +133,5 @@ class Rectify(_TwoHeads):
         )
         if confidence is not None:
             wrong = wrong * confidence
-        variance = losses.divergence(other, head)
+        variance = divergence(other, head)
         return (wrong * (-variance).exp()).mean() + variance.mean()

@@ -6,7 +6,7 @@ import inspect
 
 from torch import nn
 
-from errors import UserError
+from engine.errors import UserError
 from models.compact import Compact
 from models.deeplabv2 import DeepLabV2
 from models.deeplabv3plus import DeepLabV3Plus

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.encoders.resnet import ResNet
 from models.layers import choose, require_positive
 from models.normalisation import NORMALISATIONS
-from models.resnet import ResNet
 
 BACKBONES = ("resnet50", "resnet101")
 

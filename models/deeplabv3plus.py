@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.efficientnet_lite import LITES, EfficientNetLite, strip_underscores
+from models.encoders.efficientnet_lite import LITES, EfficientNetLite, strip_underscores
+from models.encoders.resnet import RESNETS, ResNet
 from models.layers import choose, conv_norm_relu, require_positive, upsample_to
 from models.normalisation import NORMALISATIONS
-from models.resnet import RESNETS, ResNet
 
 BACKBONES = (*RESNETS, *LITES)
 

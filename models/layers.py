@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import UserError
+from engine.errors import UserError
 
 NORMS = ("batch", "group")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
+from engine.errors import UserError
 
 TORCHVISION = "https://download.pytorch.org/models/"
 # The first weights of each (IMAGENET1K_V1); the hexadecimal part is the start of the SHA-256.

@@ -6,9 +6,10 @@ import os
 # machine are ten times slower. Before torch is imported, so that scripts started here inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import fakedata
 import numpy as np
 import pytest
+
+import fakedata
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ import shlex
 import shutil
 from pathlib import Path
 
-import fakedata
 import pytest
 
 import ensemble
 import evaluate
+import fakedata
 import pseudo_label
 import train_da
 import train_seg
+from worlds import ROOT
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = {
     "train_da.py": train_da,
     "train_seg.py": train_seg,

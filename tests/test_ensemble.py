@@ -14,19 +14,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_evaluate import FRAMES, on_camvid, open_camvid, script, write_checkpoint
 
 import ensemble
 import evaluate
-import submissions
-import voting
-from checkpoint import load_checkpoint, load_model, save_atomic
 from datasets import write_label_png
-from errors import UserError
-from inference import predict
-from predictor import Predictor
-
-ROOT = Path(__file__).parent.parent
+from engine.errors import UserError
+from engine.files import save_atomic
+from inference import submissions, votes
+from inference.loop import predict
+from inference.predictor import Predictor
+from models.checkpoint import load_checkpoint, load_model
+from worlds import FRAMES, ROOT, on_camvid, open_camvid, script, write_checkpoint
 
 
 def run_ensemble(*words) -> None:
@@ -170,9 +168,9 @@ def test_the_path_goes_on_where_the_score_falls():
     def score(groups):
         return [value.get(tuple(group), value.get(tuple(sorted(group)), 0)) for group in groups]
 
-    path = voting.grow(4, score)
+    path = votes.grow(4, score)
     assert path == [([2], 60), ([2, 0], 55), ([2, 0, 1], 70), ([2, 0, 1, 3], 70)]
-    assert voting.best_group(path) == [0, 1, 2]  # the smaller of equals
+    assert votes.best_group(path) == [0, 1, 2]  # the smaller of equals
 
 
 @pytest.fixture

@@ -2,69 +2,26 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
-import fakedata
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import evaluate
+import fakedata
 import models
-from checkpoint import FORMAT, load_checkpoint, load_model, save_atomic
 from datasets import build_dataset, write_label_png
-from errors import UserError
-from predictions import Writers, match
-
-ROOT = Path(__file__).parent.parent
-FRAMES = ("val/0016E5_07959", "val/0016E5_07961", "val/0016E5_07963")
-
-
-def open_camvid(root: Path, **options):
-    return build_dataset("camvid", root, split="val", resize_label=False, **options)
-
-
-def write_checkpoint(path: Path, dataset: str, class_names: list[str], **changes) -> Path:
-    """Write a checkpoint of a small network with random weights, as a training run would."""
-    torch.manual_seed(7)
-    model = models.build_model("compact", len(class_names), width=8)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2)  # far from uniform, so that predictions differ
-    checkpoint = {
-        "format": FORMAT,
-        "model": model.state_dict(),
-        "arch": model.arch,
-        "normalisation": model.normalisation,
-        "dataset": dataset,
-        "classes": class_names,
-        "palette": [],
-        "input_size": None,
-        "align_corners": False,
-        "step": 1,
-        "score": None,
-        **changes,
-    }
-    save_atomic(checkpoint, path)
-    return path
+from engine.errors import UserError
+from inference.label_folders import Writers, match
+from models.checkpoint import FORMAT, load_checkpoint, load_model
+from worlds import FRAMES, on_camvid, open_camvid, script, write_checkpoint
 
 
 @pytest.fixture
 def checkpoint(camvid, tmp_path):
     return write_checkpoint(tmp_path / "net.pth", "camvid", open_camvid(camvid).class_names)
-
-
-def on_camvid(root: Path, *more) -> list:
-    return ["--data-dir", str(root), "--num-workers", "0", "--precision", "fp32", *more]
-
-
-def script(name: str, *words) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, name, *map(str, words)], cwd=ROOT, capture_output=True, text=True
-    )
 
 
 def run_evaluate(*words) -> None:

@@ -4,11 +4,11 @@ import re
 import shlex
 from pathlib import Path
 
-import fakedata
 import pytest
-from test_docs import SCRIPTS
 
-from models import resnet
+import fakedata
+from models.encoders import resnet
+from test_docs import SCRIPTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "experiments.md"
 SMALL = "--num-steps 2 --num-steps-stop 2 --batch-size 2 --num-workers 0 --precision fp32".split()

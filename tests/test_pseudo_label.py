@@ -8,25 +8,24 @@ import sys
 import time
 from pathlib import Path
 
-import fakedata
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_evaluate import FRAMES, ROOT, on_camvid, open_camvid, script, write_checkpoint
 from torch import nn
 
-import certainty
 import evaluate
+import fakedata
 import models
-import pseudo_folder
 import pseudo_label
 import train_seg
-from checkpoint import load_model
 from datasets import write_label_png
-from errors import UserError
-from inference import predict
-from predictor import Ensemble, Predictor
+from engine.errors import UserError
+from inference import pseudo_folder, thresholds
+from inference.loop import predict
+from inference.predictor import Ensemble, Predictor
+from models.checkpoint import load_model
+from worlds import FRAMES, ROOT, on_camvid, open_camvid, script, write_checkpoint
 
 VAL = ("--set", "val")
 
@@ -64,23 +63,23 @@ def test_thresholds_of_classes_by_hand():
     # trunc(-170 log2(1 - confidence)): 87, 224, 394, 564, 1129 of class 0, 295 twice of class 1
     confidence = torch.tensor([0.9, 0.3, 0.7, 0.99, 0.6, 0.7, 0.8])
     pred = torch.tensor([0, 0, 1, 0, 0, 1, 0], dtype=torch.uint8)
-    counts = certainty.histogram(confidence, pred, 3)
+    counts = thresholds.histogram(confidence, pred, 3)
     assert counts.shape == (3, 4080)
     assert counts.nonzero().tolist() == [
         [0, 87], [0, 224], [0, 394], [0, 564], [0, 1129], [1, 295]
     ]  # fmt: skip
 
     # two of the five are 40 %; the two of class 1 share a bin, and class 2 was never predicted
-    bins = certainty.class_bins(counts, 0.4)
+    bins = thresholds.class_bins(counts, 0.4)
     assert bins.tolist() == [564, 295, 0]
-    sure = certainty.above_bins(confidence, pred, bins)
+    sure = thresholds.above_bins(confidence, pred, bins)
     assert sure.tolist() == [True, False, True, True, False, True, False]
-    edges = certainty.lower_edges(bins)
+    edges = thresholds.lower_edges(bins)
     assert edges == pytest.approx([1 - 2 ** (-564 / 170), 1 - 2 ** (-295 / 170), 0])
     assert edges[0] == pytest.approx(0.8997, abs=1e-4)  # just below the 0.9 that ranks second
 
-    assert certainty.class_bins(counts, 0.41)[0] == 394  # 2.05 pixels: three are kept
-    assert certainty.class_bins(counts, 1.0).tolist() == [87, 295, 0]
+    assert thresholds.class_bins(counts, 0.41)[0] == 394  # 2.05 pixels: three are kept
+    assert thresholds.class_bins(counts, 1.0).tolist() == [87, 295, 0]
 
 
 def test_certain_pixels_are_still_told_apart():
@@ -91,9 +90,9 @@ def test_certain_pixels_are_still_told_apart():
     pred = torch.zeros(len(confidence), dtype=torch.uint8)
     assert confidence.min() > 1 - 1 / 4096
     for portion in (0.001, 0.2, 0.5, 1.0):
-        counts = certainty.histogram(confidence, pred, 1)
-        bins = certainty.class_bins(counts, portion)
-        kept = certainty.above_bins(confidence, pred, bins)
+        counts = thresholds.histogram(confidence, pred, 1)
+        bins = thresholds.class_bins(counts, portion)
+        kept = thresholds.above_bins(confidence, pred, bins)
         wanted = confidence.sort(descending=True).values[: math.ceil(portion * len(pred))]
         assert kept.sum() >= len(wanted)
         # what is kept beyond them lies in the one bin
@@ -104,9 +103,9 @@ def test_certain_pixels_are_still_told_apart():
 
 def test_sure_without_doubt_is_kept():
     confidence, pred = torch.tensor([1.0, 0.5]), torch.zeros(2, dtype=torch.uint8)
-    bins = certainty.class_bins(certainty.histogram(confidence, pred, 1), 0.5)
+    bins = thresholds.class_bins(thresholds.histogram(confidence, pred, 1), 0.5)
     assert bins.tolist() == [4079]
-    assert certainty.above_bins(confidence, pred, bins).tolist() == [True, False]
+    assert thresholds.above_bins(confidence, pred, bins).tolist() == [True, False]
 
 
 def test_a_threshold_keeps_what_is_confident(checkpoint, camvid, tmp_path):
@@ -183,7 +182,7 @@ class TwoHeads(nn.Module):
 def test_disagreement_by_hand():
     image = torch.zeros(1, 3, 8, 12, dtype=torch.uint8)
     for how in ({}, {"scales": (1.0, 2.0), "flip": True}):
-        predictor = certainty.WithVariance(Ensemble([Predictor(TwoHeads(), **how)]))
+        predictor = thresholds.WithVariance(Ensemble([Predictor(TwoHeads(), **how)]))
         ids, confidence, divergence = predictor(image, (5, 7), True)
         assert ids.unique().tolist() == [0]
         torch.testing.assert_close(confidence, torch.full((1, 5, 7), 0.8))
@@ -193,7 +192,7 @@ def test_disagreement_by_hand():
 
 def test_eight_bits():
     shares = torch.tensor([0.0, 0.2, 0.5, 1.0])  # 127.5 goes to the even one
-    assert certainty.eight_bits(shares).tolist() == [0, 51, 128, 255]
+    assert thresholds.eight_bits(shares).tolist() == [0, 51, 128, 255]
 
 
 def test_maps_lie_beside_the_labels(camvid, tmp_path):
@@ -328,11 +327,13 @@ def test_the_list_is_one_to_train_on(checkpoint, camvid, tmp_path):
 # ------------------------------------------------------------------ going on, beginning anew
 
 SLOWLY = """
-import time, engine, predictor, pseudo_folder, pseudo_label
+import time, pseudo_label
+from engine import start
+from inference import predictor, pseudo_folder
 pseudo_folder.SAVE_EVERY_SECONDS = 0
 plain = predictor.Ensemble.__call__
 predictor.Ensemble.__call__ = lambda *given: (time.sleep(0.1), plain(*given))[1]
-engine.run(pseudo_label.main, pseudo_label.parse_args)
+start.run(pseudo_label.main, pseudo_label.parse_args)
 """
 
 

@@ -9,22 +9,18 @@ import sys
 import time
 from pathlib import Path
 
-import fakedata
 import pytest
 import torch
 
-import engine
+import fakedata
 import train_da
 import train_seg
-from checkpoint import load_model, save_atomic
-from errors import UserError
-from run import Run
-
-ROOT = Path(__file__).parent.parent
-SMALL = """--recipe streets --source camvid --source-set day_train --target camvid --set dusk_train
-    --val-set dusk_val --input-size 64,48 --batch-size 2 --adapt-from 1 --warmup-steps 1
-    --save-pred-every 100 --no-baseline""".split()
-FOUR_METHODS = ["adversarial", "advent", "entropy", "mix"]
+from engine import start
+from engine.errors import UserError
+from engine.files import save_atomic
+from models.checkpoint import load_model
+from training.run import Run
+from worlds import FOUR_METHODS, ROOT, SMALL, assert_equal
 
 
 @pytest.fixture(scope="module")
@@ -49,26 +45,6 @@ def script(*words: str, **how) -> subprocess.CompletedProcess:
     """Run a script as a user does."""
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **how)
-
-
-def flatten(value, name: str = "") -> dict:
-    """Return every leaf of nested dicts and lists under its path."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    else:
-        return {name: value}
-    return {k: v for key, item in items for k, v in flatten(item, f"{name}/{key}").items()}
-
-
-def assert_equal(first: dict, second: dict) -> None:
-    """Assert that two states are equal bit for bit."""
-    first, second = flatten(first), flatten(second)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        same = torch.equal(value, second[name]) if torch.is_tensor(value) else value == second[name]
-        assert same, name
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -234,7 +210,7 @@ def test_mistakes_end_in_one_line_and_status_two(tmp_path: Path, capsys, flags: 
     common = ["--snapshot-dir", str(tmp_path / "run"), "--recipe", "streets", "--num-steps", "1"]
     words = [*common, "--no-baseline", *flags.split()]
     with pytest.raises(SystemExit) as ended:
-        engine.run(train_da.main, lambda: train_da.parse_args(words))
+        start.run(train_da.main, lambda: train_da.parse_args(words))
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -1,1 +1,0 @@
-"""The drawn streets' pictures, in integers only: see `datasets.drawing.scene.draw`."""

@@ -1,0 +1,101 @@
+"""How often classes occur in labels, and what training takes from it: weights, rare classes."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, Dataset
+from tqdm import tqdm
+
+from datasets.cache import fingerprint
+from datasets.loading import make_loader
+from datasets.order import RareClasses
+from engine.errors import UserError
+from engine.files import write_text
+
+
+class _CountedLabels(Dataset):
+    """How many pixels of each class each label has, int64 [C]; no image is decoded."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        label = self.dataset.resized(self.dataset.read_label(index))
+        counts = np.bincount(label.ravel(), minlength=256)
+        return torch.from_numpy(counts[: self.dataset.num_classes])
+
+
+def class_counts(dataset: Dataset, folder: str | Path, **loading) -> torch.Tensor:
+    """Return the pixels of each class in each label, int64 [N,C], counted only the first time.
+
+    Args:
+        dataset: labelled, one or several joined.
+        folder: where a file keeps the counts of each, under a name that changes with the data.
+        **loading: num_workers and timeout_seconds of `make_loader`.
+
+    Raises:
+        UserError: an unreadable label, or nothing but ignored pixels in all of them.
+    """
+    if isinstance(dataset, ConcatDataset):
+        return torch.cat([class_counts(part, folder, **loading) for part in dataset.datasets])
+    path = Path(folder) / f"{fingerprint(dataset)}.class_counts.json"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return torch.tensor(json.loads(path.read_text()))
+    loader = make_loader(_CountedLabels(dataset), batch_size=8, **loading)
+    counts = torch.cat(list(tqdm(loader, desc="counting classes", disable=None, leave=False)))
+    if not counts.any():
+        raise UserError(f"the labels of {dataset.name} hold no class, every pixel is ignored")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(counts.tolist()) + "\n")
+    return counts
+
+
+def class_statistics(
+    dataset: Dataset,
+    folder: str | Path,
+    size: tuple[int, int],
+    *,
+    balance: bool,
+    temperature: float | None,
+    **loading,
+) -> tuple[torch.Tensor | None, RareClasses | None]:
+    """Return what training takes from the frequencies of classes; counts only if it takes any.
+
+    Args:
+        dataset, folder, loading: see `class_counts`.
+        size: W, H of the labels.
+        balance: whether the loss weighs the classes.
+        temperature: of the sampling of rare classes; None for none.
+
+    Returns:
+        `class_weights` and `RareClasses`, each None if it is not wanted.
+    """
+    if not balance and temperature is None:
+        return None, None
+    counts = class_counts(dataset, folder, **loading)
+    weight = class_weights(counts) if balance else None
+    return weight, None if temperature is None else RareClasses(counts, size, temperature)
+
+
+def class_weights(counts: torch.Tensor) -> torch.Tensor:
+    """Return float32 [C]: sqrt(median frequency / frequency) of each class, within 0.3 to 4.
+
+    Classes that never occur weigh 1.
+
+    Args:
+        counts: int64 [N,C], see `class_counts`.
+
+    Source: Eigen and Fergus 2015, section 4.2 (median frequency balancing), with a square root and
+    bounds, as the raw weights of rare classes destabilise small batches.
+    """
+    total = counts.sum(0).double().numpy()
+    seen = total > 0
+    weights = np.ones_like(total)
+    weights[seen] = np.sqrt(np.median(total[seen]) / total[seen]).clip(0.3, 4.0)
+    return torch.from_numpy(weights).float()

@@ -1,0 +1,1 @@
+"""What every command stands on: errors, options, devices, seeds, processes, files."""

@@ -1,0 +1,251 @@
+"""Run a trained network over a dataset: restore it, predict every image, score."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, default_collate
+from tqdm import tqdm
+
+import models
+from datasets import build_dataset
+from datasets.loading import make_loader, on_device
+from engine import processes
+from engine.device import pick_precision
+from engine.errors import UserError
+from inference.metrics import ConfusionMatrix
+from inference.predictor import Predictor
+from models.checkpoint import load_model
+
+
+class _Sized(Dataset):
+    """Samples with `size`, the height and width a prediction of the image should have."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.dataset[index]
+        if "label" in sample:
+            return sample | {"size": tuple(sample["label"].shape)}
+        return sample | {"size": self.dataset.full_size(index)}
+
+
+def _collate(samples: list[dict]) -> dict:
+    """Batch samples, or say which images cannot be in one batch."""
+    first = samples[0]
+    for other in samples[1:]:
+        if other["image"].shape != first["image"].shape or other["size"] != first["size"]:
+            raise UserError(
+                f"{first['name']} and {other['name']} differ in size: give --batch-size 1"
+            )
+    batch = default_collate([{k: v for k, v in s.items() if k != "size"} for s in samples])
+    return batch | {"size": first["size"]}
+
+
+def predict(
+    predictor: Callable,
+    dataset: Dataset,
+    *,
+    with_confidence: bool = False,
+    start: int = 0,
+    **loading,
+) -> Iterator[tuple]:
+    """Predict every image of a dataset, in order, at the size of its label or file.
+
+    Of several processes, each predicts images of its own: every image is somebody's.
+
+    Args:
+        predictor: `Predictor`, `Ensemble`, or what is called as they are and has their `device`.
+        dataset: of segshift.
+        with_confidence: fill the third entry.
+        start: images to leave out, the first ones.
+        **loading: batch_size (1 if left out), num_workers and timeout_seconds of
+            `loading.make_loader`.
+
+    Yields:
+        the batch on the network's device, its train ids uint8 [N,H,W], its confidences float32
+        [N,H,W] or None, and what else the predictor returns with confidences.
+
+    Raises:
+        UserError: an unreadable file, or a batch of images of several sizes.
+    """
+    pinned = predictor.device.type == "cuda"
+    loading |= {"sampler": processes.share(len(dataset))[start:], "collate_fn": _collate}
+    loader = make_loader(_Sized(dataset), pin_memory=pinned, **loading)
+    batches = on_device(loader, predictor.device)
+    for batch in tqdm(batches, total=len(loader), disable=None, leave=False):
+        result = predictor(batch["image"], batch["size"], with_confidence)
+        yield (batch, *result) if with_confidence else (batch, result, None)
+
+
+def evaluate(predictor: Predictor, dataset: Dataset, **loading) -> ConfusionMatrix:
+    """Score a network on a labelled dataset.
+
+    Args:
+        predictor: see `Predictor`.
+        dataset: of segshift, labelled; with `resize_label=False` the score is at full size.
+        **loading: see `predict`.
+
+    Returns:
+        the confusion matrix of all processes' images; `compute` reads it.
+    """
+    confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, dataset.ignore_index)
+    for batch, pred, _ in predict(predictor, dataset, **loading):
+        confusion.update(pred, batch["label"])
+    confusion.add_up_processes()
+    return confusion
+
+
+def open_dataset(
+    dataset: str | None,
+    *,
+    data_dir: str | None,
+    split: str | None,
+    list_file: str | None,
+    input_size: tuple[int, int] | None,
+    data_options: dict,
+    checkpoint: dict,
+    labelled: bool = True,
+    cache_dir: str | None = None,
+) -> Dataset:
+    """Open the images a network is to be run on, their labels in their own size.
+
+    What is None is what the network was validated on, if the checkpoint says so.
+
+    Args:
+        dataset: name.
+        data_dir: its folder.
+        split, list_file: one of them chooses the images; split val where nothing says otherwise.
+        input_size: W, H in pixels that images are resized to; their own where nothing says.
+        data_options: further arguments of `datasets.build_dataset`.
+        checkpoint: of ours, or empty: `dataset`, `input_size`, and `data` with `root`, `split`,
+            `list_file` and `options`.
+        labelled: whether the labels are read.
+        cache_dir: where decoded samples are kept; see `datasets.build_dataset`.
+
+    Raises:
+        UserError: no dataset is named, or it cannot be opened; see `datasets.build_dataset`.
+    """
+    if dataset is None and "dataset" not in checkpoint:
+        raise UserError("give --dataset, nothing else says which it is")
+    known = {}
+    if dataset in (None, checkpoint.get("dataset")):
+        dataset, known = checkpoint["dataset"], checkpoint.get("data", {})
+    if split is None and list_file is None:
+        split, list_file = known.get("split"), known.get("list_file")
+    arguments = {
+        "name": dataset,
+        "root": data_dir or known.get("root"),
+        "split": split or "val",
+        "list_file": list_file,
+        "size": input_size or checkpoint.get("input_size"),
+        "resize_label": False,
+        "labelled": labelled,
+        "cache_dir": cache_dir,
+        **known.get("options", {}),
+        **data_options,
+    }
+    return build_dataset(**arguments)
+
+
+def restore(path: str | Path, device: torch.device, **how) -> tuple[Predictor, Dataset]:
+    """Load one network for inference and open the images it is to be run on.
+
+    Arguments, results and errors are those of `restore_all`.
+    """
+    (predictor,), dataset = restore_all([path], device, **how)
+    return predictor, dataset
+
+
+def restore_all(
+    paths: list[str],
+    device: torch.device,
+    *,
+    architecture: dict | None,
+    data: dict,
+    precision: str = "auto",
+    align_corners: bool | None = None,
+    **how,
+) -> tuple[list[Predictor], Dataset]:
+    """Load networks of the same classes for inference and open the images they are to be run on.
+
+    Args:
+        paths: checkpoints of ours, or weights of another project when `architecture` is given.
+        device: where the networks go.
+        architecture: `name` and options of `models.build_model`; None for the checkpoint's.
+        data: see `open_dataset`; what it leaves open is what the first checkpoint says.
+        precision: bf16, fp32, or auto for the checkpoint's, else what suits the device.
+        align_corners: None for the checkpoints', else False.
+        **how: of `Predictor`.
+
+    Returns:
+        a predictor of each, its network's batch norms folded, and the dataset.
+
+    Raises:
+        UserError: a file cannot be loaded, its classes are not the dataset's, or the checkpoints
+            disagree on the input size or align_corners where the command line leaves it open.
+    """
+    loaded = []
+    if architecture is None:
+        loaded = [load_model(path, device) for path in paths]
+        given = {"input_size": data["input_size"], "align_corners": align_corners}
+        _check_agreement(paths, [checkpoint for _, checkpoint in loaded], given)
+    dataset = open_dataset(checkpoint=loaded[0][1] if loaded else {}, **data)
+    for path in paths if architecture is not None else ():
+        model = models.build_model(num_classes=dataset.num_classes, **architecture)
+        print(models.load_weights(model, path, strict=True), flush=True)
+        loaded.append((model, {"classes": dataset.class_names}))
+    predictors = []
+    for path, (model, checkpoint) in zip(paths, loaded, strict=True):
+        _check_classes(path, checkpoint["classes"], dataset.name, dataset.class_names)
+        corners = checkpoint.get("align_corners", False) if align_corners is None else align_corners
+        chosen = checkpoint.get("precision", "auto") if precision == "auto" else precision
+        chosen = pick_precision(chosen, device)
+        model = models.fold_batchnorm(model).to(device, memory_format=torch.channels_last)
+        predictors.append(Predictor(model, precision=chosen, align_corners=corners, **how))
+    return predictors, dataset
+
+
+def _check_agreement(paths: list[str], checkpoints: list[dict], given: dict) -> None:
+    """Raise UserError where checkpoints differ in what one prediction can only have once."""
+    first = checkpoints[0]
+    for path, other in zip(paths, checkpoints, strict=True):
+        _check_classes(path, other["classes"], paths[0], first["classes"])
+        for key in [key for key, value in given.items() if value is None]:
+            if other.get(key) != first.get(key):
+                raise UserError(
+                    f"{paths[0]} has {key} {first.get(key)}, {path} {other.get(key)}: "
+                    f"give --{key.replace('_', '-')}"
+                )
+
+
+def _check_classes(one: str | Path, theirs: list[str], other: str | Path, ours: list[str]) -> None:
+    """Raise UserError that names the first class in which two tables differ."""
+    if theirs == ours:
+        return
+    pairs = itertools.zip_longest(theirs, ours, fillvalue="none")
+    c, (a, b) = next((c, pair) for c, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise UserError(
+        f"{one} knows {len(theirs)} classes, {other} has {len(ours)}; the first that differs: "
+        f"class {c} is {a} in the one, {b} in the other"
+    )
+
+
+def validate(
+    model: nn.Module, dataset: Dataset, *, precision: str, align_corners: bool, **loading
+) -> dict:
+    """Score a network in the middle of its training, and put it back into training mode.
+
+    Returns:
+        the scores as plain values; see `ConfusionMatrix.summary`.
+    """
+    predictor = Predictor(model.eval(), precision=precision, align_corners=align_corners)
+    confusion = evaluate(predictor, dataset, **loading)
+    model.train()
+    return confusion.summary()

@@ -1,0 +1,1 @@
+"""What learning needs: the student, its teacher, losses, schedules, augmentation, the run."""

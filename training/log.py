@@ -1,0 +1,136 @@
+"""What a training run writes down as it goes: loss terms, in log.jsonl and on the terminal."""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from engine import processes
+from engine.errors import UserError
+from engine.files import write_text
+
+
+def say(line: str) -> None:
+    """Print a line at once, above the progress bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+class Log:
+    """The log of one run: terms are kept on their device and read once an interval.
+
+    Args:
+        folder: where `log.jsonl` is, one JSON object a line; it is appended to.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / "log.jsonl"
+        self._terms: list[tuple[int, dict[str, torch.Tensor]]] = []
+        self._flushed = time.monotonic()
+        self._rate: float | None = None
+        self._board = None
+
+    def record(self, step: int, terms: dict[str, torch.Tensor], share: float = 1.0) -> None:
+        """Keep a batch's loss terms.
+
+        Args:
+            step: that the batch belongs to; a step's terms are added up.
+            terms: name -> scalar, on any device.
+            share: of the step that the batch is.
+
+        Raises:
+            UserError: a term on the CPU is not finite. On a GPU, where looking would make the host
+                wait, this is found by the next `flush`.
+        """
+        if not self._terms or self._terms[-1][0] != step:
+            self._terms.append((step, {}))
+        kept = self._terms[-1][1]
+        for name, value in terms.items():
+            kept[name] = kept.get(name, 0.0) + share * value.detach()
+        if all(value.device.type == "cpu" for value in kept.values()):
+            self._read(self._terms[-1:])
+
+    def flush(self, step: int, rate: float | None = None) -> None:
+        """Read the terms kept since the last flush, log their means, and print them as a line.
+
+        Args:
+            step: steps done.
+            rate: the schedule's factor of the learning rate; None repeats the last one.
+
+        Raises:
+            UserError: a term is NaN or infinite; says which, and at which step.
+        """
+        if not self._terms:
+            return
+        self._rate = rate = self._rate if rate is None else rate
+        means = self._read(self._terms)
+        if means:  # every process has the same terms, of images of its own
+            total = processes.add_up(torch.tensor(list(means.values()), dtype=torch.float64))
+            means = dict(zip(means, (total / processes.world_size()).tolist(), strict=True))
+        now = time.monotonic()
+        steps_per_second = len(self._terms) / max(now - self._flushed, 1e-9)
+        self._terms, self._flushed = [], now
+        entry = {"step": step, "rate": rate, "steps_per_second": round(steps_per_second, 3)}
+        self.write({**{k: v for k, v in entry.items() if v is not None}, **means})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        say(f"step {step}  {shown}  {steps_per_second:.2f} steps/s")
+
+    def _read(self, kept: list[tuple[int, dict[str, torch.Tensor]]]) -> dict[str, float]:
+        """Return the mean of each term kept, or raise UserError for one that is not finite."""
+        values: dict[str, list[float]] = {}
+        for step, terms in kept:
+            for name, term in terms.items():
+                value = term.item()
+                if not math.isfinite(value):
+                    raise UserError(f"step {step}: loss term {name} is {value}; {self._what_is()}")
+                values.setdefault(name, []).append(value)
+        return {name: sum(seen) / len(seen) for name, seen in values.items()}
+
+    def _what_is(self) -> str:
+        path = self.folder / "last.pth"
+        return f"{path} is as it was" if path.exists() else "no checkpoint had been written"
+
+    def write(self, entry: dict) -> None:
+        """Append one JSON object, as scalars for TensorBoard too; process 0 alone does."""
+        if processes.rank() != 0:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._board is not None:
+            for key, value in entry.items():
+                if key != "step":
+                    self._board.add_scalar(key, value, entry["step"])
+
+    def cut(self, step: int) -> None:
+        """Drop the lines of steps after `step`: they will be done again."""
+        if processes.rank() != 0 or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text().splitlines(keepends=True):
+            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line)
+        write_text(self.path, "".join(kept))
+
+    def open_board(self) -> None:
+        """Write scalars for TensorBoard too.
+
+        Raises:
+            UserError: the package is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs the package tensorboard") from None
+        if processes.rank() == 0:
+            self._board = SummaryWriter(str(self.folder))
+
+    def close(self) -> None:
+        """End what TensorBoard reads."""
+        if self._board is not None:
+            self._board.close()

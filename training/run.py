@@ -1,0 +1,334 @@
+"""One training run: its folder, log, checkpoints, signals and steps."""
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+import models
+from engine import processes
+from engine.errors import UserError
+from engine.files import save_atomic
+from engine.seeds import seed_everything
+from models.checkpoint import FORMAT
+from training.log import Log, say
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts requeue on
+
+_locks: weakref.WeakSet = weakref.WeakSet()
+
+
+def _close_locks() -> None:
+    for lock in list(_locks):
+        lock.close()
+
+
+# loader workers outlive a killed run by seconds, and would hold the lock of its folder
+os.register_at_fork(after_in_child=_close_locks)
+
+
+def describe(
+    val: Dataset, input_size: tuple[int, int], align_corners: bool, precision: str
+) -> dict[str, Any]:
+    """Return what a published checkpoint says beside its network: how it was scored, on what."""
+    return {
+        "dataset": val.name,
+        "classes": val.class_names,
+        "palette": val.palette,
+        "data": val.arguments,
+        "input_size": input_size,
+        "align_corners": align_corners,
+        "precision": precision,
+    }
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a snapshot folder, before anything else is done.
+
+    Raises:
+        UserError: it cannot be made, or is a file.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write --snapshot-dir {folder}: {error.strerror}") from error
+
+
+class Run:
+    """One training run in one snapshot folder: its lock, log, checkpoints, signals and steps.
+
+    The folder holds `log.jsonl` (a line an interval), `last.pth` (everything, to resume from),
+    `previous.pth` (the one before, should `last.pth` be damaged), `NAME_STEP.pth` and
+    `NAME_best.pth` (models alone, for evaluate.py). Of several processes the first one writes.
+
+    Args:
+        folder: snapshot folder, made if absent.
+        name: prefix of the published checkpoints, the source's name.
+        options: plain values; those not in `FREE` must be equal for a run to be resumed.
+        meta: what a published checkpoint says beside the model; see `describe`.
+        save_every_minutes: of `last.pth`, beside the saves that the script asks for; 0 for none.
+        keep_last: how many `NAME_STEP.pth` stay, the newest ones; None keeps all.
+
+    Raises:
+        UserError: the folder cannot be written or another run holds it.
+    """
+
+    # options that change no number of the run
+    FREE = frozenset(
+        {"snapshot_dir", "device", "num_workers", "loader_timeout", "cache", "print_every"}
+        | {"save_every_minutes", "keep_last", "tensorboard", "checkpoint_activations"}
+        | {"save_pred_every", "num_steps_stop", "data_dir", "data_dir_target", "baseline", "recipe"}
+    )
+
+    def __init__(
+        self,
+        folder: str | Path,
+        name: str,
+        options: dict,
+        meta: dict,
+        *,
+        save_every_minutes: float = 0,
+        keep_last: int | None = None,
+    ):
+        self.folder, self.name, self.meta = Path(folder), name, meta
+        self.options = {**options, "world_size": processes.world_size()}
+        self.save_every_seconds, self.keep_last = 60 * save_every_minutes, keep_last
+        problem = None
+        if processes.rank() == 0:
+            try:
+                self._take_folder()
+            except UserError as error:
+                problem = str(error)
+        problem = processes.everyones(problem)[0]
+        if problem is not None:
+            raise UserError(problem)
+        self._saved = time.monotonic()
+        self._last_is_whole = True  # else `previous.pth` must stay the one before it
+        self.best: dict | None = None
+        self.last: dict | None = None
+        self.step = 0
+        self.stopped: int | None = None
+        self.log = Log(self.folder)
+
+    def _take_folder(self) -> None:
+        """Make the folder, lock it and sweep what a killed process left half written."""
+        make_folder(self.folder)
+        try:
+            self._lock = (self.folder / ".lock").open("a+")
+        except OSError as error:
+            cause = f"cannot write --snapshot-dir {self.folder}: {error.strerror}"
+            raise UserError(cause) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip()
+            raise UserError(f"{self.folder} is in use by another run: {holder}") from None
+        _locks.add(self._lock)
+        job = os.environ.get("SLURM_JOB_ID")
+        holder = f"host {socket.gethostname()}, pid {os.getpid()}" + (f", job {job}" if job else "")
+        self._lock.truncate(0)
+        self._lock.write(holder)
+        self._lock.flush()
+        for stale in self.folder.glob(".*.tmp"):
+            stale.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Release the folder."""
+        if processes.rank() == 0:
+            self._lock.close()
+        self.log.close()
+
+    # -- state
+
+    def resume(self, state: dict) -> int:
+        """Restore every object of `state` from `last.pth` and return the step to go on from."""
+        path, saved = self._newest()
+        if saved is None:
+            return 0
+        if not isinstance(saved, dict) or not {"state", "options", "step"} <= saved.keys():
+            raise UserError(f"{path} is not a run of ours to resume")
+        if saved.get("format") != FORMAT:
+            raise UserError(f"{path} is of format {saved.get('format')}; this is {FORMAT}")
+        theirs = saved["options"]
+        changed = [
+            f"--{key.replace('_', '-')} {theirs[key]} -> {value}"
+            for key, value in self.options.items()
+            if key not in self.FREE and key in theirs and theirs[key] != value
+        ]
+        if changed:
+            raise UserError(
+                f"{path} was made with other options ({'; '.join(changed)}): "
+                "give the same ones to resume, or another --snapshot-dir"
+            )
+        try:
+            for key, item in state.items():
+                item.load_state_dict(saved["state"][key])
+        except (KeyError, RuntimeError, ValueError) as error:
+            cause = str(error).splitlines()[0]
+            raise UserError(f"{path} does not fit this run's networks: {cause}") from error
+        self.best, self.last, self.step = saved["best"], saved["last"], saved["step"]
+        self.log.cut(self.step)
+        say(f"resuming {path} at step {self.step}")
+        return self.step
+
+    def _newest(self) -> tuple[Path, dict | None]:
+        """Return `last.pth` and what is in it, or `previous.pth` where the last one is damaged."""
+        path, previous = self.folder / "last.pth", self.folder / "previous.pth"
+        if not path.exists() and not previous.exists():
+            return path, None
+        try:
+            return path, models.read_weights_file(path)
+        except UserError as error:
+            if not previous.exists():
+                raise
+            say(f"warning: {error}; going on from {previous}")
+            self._last_is_whole = False
+            return previous, models.read_weights_file(previous)
+
+    def save(self, state: dict) -> None:
+        """Write `last.pth`: the state_dict of every object of `state`, and where the run is.
+
+        Raises:
+            UserError: a loss since the last look or a weight is not finite, or the file cannot be
+                written. The old file is untouched.
+        """
+        self.log.flush(self.step)  # the log is whole up to every step that can be resumed from
+        self._refuse_not_finite(state["model"])
+        self._saved = time.monotonic()
+        if processes.rank() != 0:
+            return
+        value = {
+            "format": FORMAT,
+            "state": {key: item.state_dict() for key, item in state.items()},
+            "step": self.step,
+            "best": self.best,
+            "last": self.last,
+            "options": self.options,
+        }
+        keep = self.folder / "previous.pth" if self._last_is_whole else None
+        save_atomic(value, self.folder / "last.pth", keep=keep)
+        self._last_is_whole = True
+
+    def publish(self, model: torch.nn.Module, suffix: str, score: dict | None) -> Path:
+        """Write the model alone as `NAME_suffix.pth`, enough for evaluate.py.
+
+        Raises:
+            UserError: a parameter or buffer is not finite; nothing is written.
+        """
+        self._refuse_not_finite(model)
+        path = self.folder / f"{self.name}_{suffix}.pth"
+        if processes.rank() != 0:
+            return path
+        checkpoint = {
+            "format": FORMAT,
+            "model": model.state_dict(),
+            "arch": model.arch,
+            "normalisation": model.normalisation,
+            "step": self.step,
+            "score": score,
+            **self.meta,
+        }
+        save_atomic(checkpoint, path)
+        return path
+
+    def _refuse_not_finite(self, model: torch.nn.Module) -> None:
+        for key, value in model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise UserError(f"step {self.step}: {key} is not finite; no checkpoint is written")
+
+    def scored(self, model: torch.nn.Module, score: dict) -> None:
+        """Record a validation and publish the model, as best too when it is."""
+        self.last = {"step": self.step, **score}
+        self.publish(model, str(self.step), score)
+        self._forget_old()
+        if self.best is None or score["miou"] > self.best["miou"]:
+            self.best = self.last
+            self.publish(model, "best", score)
+        self.log.write({"step": self.step, "val_miou": score["miou"]})
+        say(f"step {self.step}  val mIoU {score['miou']:.2f}  best {self.best['miou']:.2f}")
+
+    def _forget_old(self) -> None:
+        """Remove the published steps that are not among the newest `keep_last`."""
+        if self.keep_last is None or processes.rank() != 0:
+            return
+        steps = [path.stem.removeprefix(f"{self.name}_") for path in self.published()]
+        for step in sorted(map(int, filter(str.isdecimal, steps)))[: -self.keep_last]:
+            (self.folder / f"{self.name}_{step}.pth").unlink(missing_ok=True)
+
+    def published(self) -> list[Path]:
+        """Return the checkpoints for evaluate.py that are in the folder."""
+        return list(self.folder.glob(f"{self.name}_*.pth"))
+
+    # -- steps
+
+    def record(self, terms: dict[str, torch.Tensor], share: float = 1.0) -> None:
+        """Keep a batch's loss terms of this step; see `Log.record`."""
+        self.log.record(self.step, terms, share)
+
+    def flush(self, rate: float) -> None:
+        """Log and print the means of the terms kept; see `Log.flush`."""
+        self.log.flush(self.step, rate)
+
+    def steps(self, stop: int, seed: int, state: dict) -> Iterator[int]:
+        """Yield the steps left, each after reseeding; end early when a signal asked for it.
+
+        While the body of step s runs, `self.step` is s + 1: the steps done once it ends. SIGINT,
+        SIGTERM and SIGUSR2 only set a flag, looked at between steps and agreed on by all
+        processes: `self.stopped` is then the exit status to end with. A second Ctrl-C stops at
+        once. Every `save_every_minutes`, `state` is saved between two steps.
+        """
+        asked = 0
+
+        def ask(number: int, _frame) -> None:
+            nonlocal asked
+            if number == signal.SIGINT and asked:
+                raise KeyboardInterrupt
+            asked = 130 if number == signal.SIGINT else EXIT_PREEMPTED
+            say("stopping after this step; Ctrl-C again stops at once")
+
+        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+        before = {number: signal.signal(number, ask) for number in handled}
+        quiet = None if processes.rank() == 0 else True  # None: on a terminal only
+        bar = tqdm(total=stop, initial=self.step, unit="step", disable=quiet)
+        rank = processes.rank()
+        try:
+            while True:
+                stopped, due = processes.any_of(asked, self._save_is_due())
+                self.stopped = stopped or None
+                if self.step >= stop or stopped:
+                    break
+                if due:
+                    self.save(state)
+                # every process draws for images of its own
+                seed_everything(seed, "step", self.step, *([rank] if rank else []))
+                self.step += 1
+                yield self.step - 1
+                bar.update()
+        finally:
+            bar.close()
+            if self.stopped is None:  # else `stop_here` still saves: a second SIGTERM may come
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _save_is_due(self) -> bool:
+        passed = time.monotonic() - self._saved
+        return 0 < self.save_every_seconds <= passed
+
+    def stop_here(self, state: dict) -> None:
+        """Save, say how to go on, and exit with the status that the signal asked for."""
+        self.save(state)
+        processes.stop()  # together: the first to exit makes srun end the one that still writes
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what srun then sends is no other end
+        say(f"stopped after step {self.step}; the same command resumes")
+        sys.exit(self.stopped)
