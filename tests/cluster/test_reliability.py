@@ -477,7 +477,7 @@ def test_the_page_names_a_test_for_every_fault():
     page = (ROOT / "docs" / "reliability.md").read_text()
     rows = re.findall(r"^\| (\d+) \|.*\|(.*)\|$", page, re.M)
     assert [int(number) for number, _ in rows] == list(range(1, 31))
-    files = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
+    files = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
     for number, tests in rows:
         names = re.findall(r"`(test_\w+)`", tests)
         assert names, number
