@@ -27,12 +27,18 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from engine import options, parsing, processes, start  # first: it says what is to be installed
+
+# isort: split
+
+import torch
 from tqdm import tqdm
 
-from engine import options, parsing, processes, start
+import kernels
+from datasets import write_label_png
 from engine.device import pick_device
 from engine.errors import UserError
-from inference import label_folders
+from inference import label_folders, loop, predictor, submissions, votes
 
 
 def parse_args(argv: list[str] | None = None):
@@ -141,9 +147,6 @@ def check(args) -> None:
 
 def vote_submissions(args) -> None:
     """Vote over the rows of --csv, in the order and with the columns of the first file."""
-    import kernels  # compiles them
-    from inference import submissions, votes
-
     num_classes = args.num_classes or label_folders.VOID
     members = [submissions.Submission(path, num_classes) for path in args.csv]
     truth = [submissions.Submission(args.truth, 256)] if args.select else []
@@ -172,8 +175,6 @@ def vote_submissions(args) -> None:
 
 def vote_folders(args) -> None:
     """Vote over the PNGs of --predictions."""
-    from inference import loop  # imports kernels, which compiles them
-
     members = label_folders.same_images(args.predictions)
     chosen = list(range(len(members)))
     if args.select:
@@ -184,13 +185,6 @@ def vote_folders(args) -> None:
 
 def vote_checkpoints(args) -> None:
     """Predict with every network of --restore-from, image by image, and vote."""
-    from datasets import write_label_png
-    from inference import (
-        loop,  # imports kernels, which compiles them
-        predictor,
-        votes,
-    )
-
     names = args.restore_from
     networks, dataset = loop.restore_all(
         names,
@@ -238,10 +232,6 @@ def network_ballots(batches: Iterable[tuple], dataset, num_members: int) -> Iter
 
 def select_folders(folders: list[str], names: list[str], dataset, weights) -> list[int]:
     """Return the members that help, by the labels of the dataset that the folders predict."""
-    import torch
-
-    from inference import votes
-
     pairs = [label_folders.PredictedPairs(dataset, folder) for folder in folders]
 
     def read(index: int) -> tuple:
@@ -263,10 +253,6 @@ def save_votes(args, names: list[str], chosen: list[int], images: Iterable[tuple
         images: the file name without suffix, ballots uint8 [M,H,W], the palette, and the vote
             uint8 [H,W], None for one vote (or weight) each.
     """
-    import kernels
-    from datasets import write_label_png
-    from inference import votes
-
     weights, agreement = only(chosen, args.weights), votes.Agreement(len(chosen))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(label_folders.whole_folder(args.save))
@@ -300,8 +286,6 @@ def folder_ballots(members: list[dict[str, Path]]) -> Iterator[tuple]:
 
 def ahead(read: Callable, items) -> Iterator:
     """Yield `read(item)` of every item, read ahead, with a progress bar."""
-    from inference import votes
-
     return tqdm(votes.read_ahead(read, items), total=len(items), disable=None, leave=False)
 
 

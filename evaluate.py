@@ -21,12 +21,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from engine import options, processes, start  # first: it says what is to be installed
+
+# isort: split
+
+from datasets import write_label_png
 from datasets.loading import make_loader
-from engine import options, processes, start
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import write_text
-from inference import label_folders
+from inference import label_folders, loop
+from inference.metrics import ConfusionMatrix, plain
 
 
 def parse_args(argv: list[str] | None = None):
@@ -92,9 +97,6 @@ def check(args) -> None:
 
 def score_checkpoint(args, path: str) -> dict:
     """Run a network over the dataset, save what it predicts if asked to, print its scores."""
-    from inference import loop  # imports kernels, which compiles them
-    from inference.metrics import ConfusionMatrix
-
     device = pick_device(args.device)
     predictor, dataset = loop.restore(
         path,
@@ -143,8 +145,6 @@ def score_checkpoint(args, path: str) -> dict:
 
 def save(write: Callable, folder: Path, stem: str, ids, dataset) -> None:
     """Write one prediction as train ids, in colour, and as the dataset's own ids."""
-    from datasets import write_label_png
-
     write(write_label_png, folder / "train_ids" / f"{stem}.png", ids)
     write(write_label_png, folder / "color" / f"{stem}_color.png", ids, dataset.palette)
     if any(dataset.train_to_raw[c] != c for c in range(dataset.num_classes)):
@@ -153,9 +153,6 @@ def save(write: Callable, folder: Path, stem: str, ids, dataset) -> None:
 
 def score_folder(args) -> dict:
     """Score the PNGs of --predictions and print the scores."""
-    from inference import loop
-    from inference.metrics import ConfusionMatrix
-
     dataset = loop.open_dataset(**options.data_values(args), checkpoint={})
     scored = scored_classes(args.classes, dataset)
     ids = args.prediction_ids or "train"
@@ -200,8 +197,6 @@ def shown_sizes(seen: set[tuple[int, int]]) -> str:
 
 def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> dict:
     """Print the protocol and the scores; return both."""
-    from inference.metrics import plain
-
     protocol = {
         "dataset": dataset.name,
         "images": dataset.list_file or dataset.split,

@@ -27,10 +27,18 @@ good they are.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine import options, parsing, processes, start
+from engine import options, parsing, processes, start  # first: it says what is to be installed
+
+# isort: split
+
+import kernels
 from engine.device import pick_device
 from engine.errors import UserError
+from inference import loop, thresholds
 from inference.label_folders import VOID, Writers
+from inference.metrics import ConfusionMatrix, plain
+from inference.predictor import Ensemble
+from inference.pseudo_folder import PseudoFolder, fingerprint
 
 
 def parse_args(argv: list[str] | None = None):
@@ -75,13 +83,6 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Predict every image, with --portion once more, then write the list and what came out."""
-    from inference import (
-        loop,
-        thresholds,  # imports kernels, which compiles them
-    )
-    from inference.predictor import Ensemble
-    from inference.pseudo_folder import PseudoFolder
-
     if args.portion == 0:
         raise UserError("--portion is above 0, to 1: 0 would keep nothing")
     predictors, dataset = loop.restore_all(
@@ -134,8 +135,6 @@ def check_heads(paths: list[str], predictors: list) -> None:
 
 def settings_of(args, predictors: list, dataset) -> dict:
     """Return the plain values that decide what is written, for pseudo.json."""
-    from inference.pseudo_folder import fingerprint
-
     contents = [fingerprint(Path(path).read_bytes()) for path in args.restore_from]
     names = [Path(path).name for path in args.restore_from]
     return {
@@ -162,8 +161,6 @@ def settings_of(args, predictors: list, dataset) -> dict:
 
 def write_labels(args, folder, dataset, predicted: Callable, bins) -> None:
     """Write the PNGs of the images that are left, and count what they hold."""
-    import kernels
-    from inference import thresholds
 
     def count(pred, label):
         return kernels.confusion_matrix(pred, label, dataset.num_classes, VOID)
@@ -192,8 +189,6 @@ def write_labels(args, folder, dataset, predicted: Callable, bins) -> None:
 
 def results_of(args, folder, dataset, bins) -> dict:
     """Return what was kept of each class from which confidence on, and how good it is."""
-    from inference import thresholds
-    from inference.metrics import ConfusionMatrix, plain
 
     def matrix(name: str, **how) -> ConfusionMatrix:
         result = ConfusionMatrix(dataset.num_classes, dataset.class_names, **how)

@@ -16,14 +16,24 @@ import copy
 import functools
 import json
 
+from engine import options, parsing, processes, start  # first: it says what is to be installed
+
+# isort: split
+
+import torch
+
 import methods
+import models
 from datasets import domains
 from datasets.loading import make_loader, step_batches
-from engine import options, parsing, processes, start
 from engine.device import autocast, pick_device, pick_precision
 from engine.errors import UserError
 from engine.files import write_text
 from engine.seeds import seed_everything, seed_for
+from inference import loop, report
+from inference.predictor import Predictor
+from training import losses
+from training.augment import geometry, policies
 from training.run import Run, describe, make_folder, say
 from training.schedule import make_optimizer, poly_rate, set_rate
 from training.student import make_forward, make_model
@@ -67,9 +77,6 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Adapt, train the baseline if asked for, then compare."""
-    from inference import report
-    from inference.predictor import Predictor  # imports kernels, which compiles them
-
     make_folder(args.snapshot_dir)
     data = domains.open_data(args)
     model, score = train(args, data, args.method, args.snapshot_dir)
@@ -92,13 +99,6 @@ def main(args) -> None:
 
 def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
     """Train one network in one snapshot folder; return it and its scores."""
-    import torch
-
-    import models
-    from inference import loop
-    from training import losses
-    from training.augment import geometry, policies
-
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     source, target, val = data["source"], data["target"], data["val"]

@@ -11,11 +11,18 @@ is its target, for the oracle, unless --dataset says otherwise.
 
 import json
 
+from engine import options, parsing, processes, start  # first: it says what is to be installed
+
+# isort: split
+
+from datasets import build_dataset, build_pseudo_labelled
 from datasets.loading import step_batches
 from datasets.statistics import class_statistics
-from engine import options, parsing, processes, start
 from engine.device import pick_device, pick_precision
 from engine.files import write_text
+from inference import loop
+from training import losses
+from training.augment import geometry, policies
 from training.run import Run, describe, make_folder
 from training.schedule import make_optimizer, poly_rate, set_rate
 from training.student import make_forward, make_model
@@ -45,11 +52,6 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Train, validate now and then, and end with last and best."""
-    from datasets import build_dataset, build_pseudo_labelled
-    from inference import loop  # imports kernels, which compiles them
-    from training import losses
-    from training.augment import geometry, policies
-
     make_folder(args.snapshot_dir)
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)

@@ -12,6 +12,9 @@ TORCH_LIBRARY_IMPL entry in a *_cpu.cpp and a *_cuda.cu, and a table in tests/ke
 
 from collections.abc import Callable, Sequence
 
+import engine  # noqa: F401 -- first: it says what is to be installed
+
+# isort: split
 import torch
 from torch import Tensor
 

@@ -54,6 +54,8 @@ def load() -> dict[str, str]:
         raise UserError(f"SEGSHIFT_KERNELS={mode}: choose one of {', '.join(MODES)}")
     if mode == "reference":
         return dict.fromkeys(("cpu", "cuda"), "reference: SEGSHIFT_KERNELS=reference")
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        return dict.fromkeys(("cpu", "cuda"), "reference: --help compiles nothing")
     served_by = {"cpu": _load("cpu", "C++", mode)}
     absent = _why_no_cuda()
     if absent and mode == "require" and torch.cuda.is_available():
@@ -110,6 +112,7 @@ def _find_or_compile(device: str) -> Path:
         if not (folder / "complete").exists():  # else another process built while this one waited
             # torch waits for ever on its own lock if the process that made it was killed.
             (folder / "lock").unlink(missing_ok=True)
+            print(f"compiling {name}, once on this machine", file=sys.stderr, flush=True)
             _compile(name, sources, folder, architectures)
             (folder / "complete").touch()
     return folder / f"{name}.so"

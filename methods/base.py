@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+import kernels
+
 
 class Method(nn.Module):
     """What a method does when it does nothing."""
@@ -57,8 +59,6 @@ class Watch:
             sure: bool [N,H,W], where its confidence reaches the threshold.
             source_label: uint8 [N,H,W], 255 = ignore.
         """
-        import kernels  # compiles on first import, which belongs after the command line is parsed
-
         counts = []
         for label in (pseudo.masked_fill(~sure, 255), source_label):
             matrix = kernels.confusion_matrix(label, label, self.num_classes)

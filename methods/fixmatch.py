@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+import kernels
 from engine.errors import UserError
 from engine.parsing import at_least, between
 from methods.base import Method, Watch
@@ -66,8 +67,6 @@ class FixMatch(Method):
 
     def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
         """Return the cross-entropy of the strong view's outputs, where the weak one's are sure."""
-        import kernels  # compiles on first import, which belongs after the command line is parsed
-
         image = batch["target_image"]
         label, confidence = kernels.argmax_upsample(
             batch["target_out"]["out"].detach(), image.shape[-2:], self.align_corners, True

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+import kernels
 from engine.errors import UserError
 from engine.parsing import at_least, between
 from methods.base import Method, Watch
@@ -101,8 +102,6 @@ class Mix(Method):
 
     def _by_teacher(self, batch: dict) -> list[torch.Tensor]:
         """Return the target images, the teacher's labels of them, and their pixels' weights."""
-        import kernels  # compiles on first import, which belongs after the command line is parsed
-
         target = batch["target_image"]
         pseudo, confidence = kernels.argmax_upsample(
             batch["teacher_out"]["out"], target.shape[-2:], self.align_corners, True
@@ -114,8 +113,6 @@ class Mix(Method):
 
     def _pasted(self, below: list[torch.Tensor], batch: dict) -> list[torch.Tensor]:
         """Return the maps `below` with parts of source images, or of one another, on top."""
-        import kernels
-
         target = below[0]
         if self.paste == "source":
             above = [batch["source_image"], batch["source_label"]]

@@ -21,6 +21,17 @@ from pathlib import Path
 from engine import options, parsing, start
 from engine.device import pick_device
 from engine.files import write_text
+from inference.label_folders import writable_folder
+from tools.benchmark import (
+    classifier,
+    evaluation,
+    loading,
+    operations,
+    scaling,
+    timing,
+    training,
+    votes,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -88,9 +99,6 @@ def add_batch_size(sub: options.Parser, text: str) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Describe the machine, time, print, and write the numbers."""
-    from inference.label_folders import writable_folder
-    from tools.benchmark import timing  # imports kernels, which compiles them
-
     for file in (args.json, args.what == "scaling" and args.plot):
         if file:
             writable_folder(Path(file).parent)
@@ -122,8 +130,6 @@ def show_ratios(timed: Iterator[tuple[dict, str]]) -> list[dict]:
 
 def show_growth(args: argparse.Namespace, device) -> list[dict]:
     """Print a Markdown table for every quantity that grows, in milliseconds, and draw them."""
-    from tools.benchmark import scaling
-
     rows = []
     for row in scaling.run(device, size=args.size, repeats=args.repeats):
         rows.append(row)
@@ -135,8 +141,6 @@ def show_growth(args: argparse.Namespace, device) -> list[dict]:
 
 def time_subject(args: argparse.Namespace, machine: dict, device) -> Iterator[tuple[dict, str]]:
     """Yield the rows of the subject named, each with a remark to print."""
-    from tools.benchmark import classifier, evaluation, loading, operations, training, votes
-
     common = {"size": args.size, "repeats": args.repeats}
     if args.what == "kernels":
         return operations.run(machine, device, **common)

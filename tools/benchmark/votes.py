@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from inference.submissions import format_ids
+from tools.benchmark.timing import compare
+
 MEMBERS = 5
 NUM_CLASSES = 11
 # Each side runs in a process of its own, whose peak is its own; imports are not timed.
@@ -42,8 +45,6 @@ def run(
         plain_images: rows that the plain way does; its time grows with their number alone.
         repeats: rounds.
     """
-    from tools.benchmark.timing import compare
-
     plain_images = min(images, plain_images)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_files(Path(folder), size, images)
@@ -114,8 +115,6 @@ def plain_vote(paths: list[str], save: str, rows: int) -> None:
 
 def write_files(folder: Path, size: tuple[int, int], images: int) -> list[str]:
     """Write submissions of blocks of classes, one pixel in ten another class in each file."""
-    from inference.submissions import format_ids
-
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, NUM_CLASSES, (size[1] // 16 + 1, size[0] // 16 + 1), np.uint8)
     truth = blocks.repeat(16, 0).repeat(16, 1)[: size[1], : size[0]].ravel()
