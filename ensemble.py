@@ -40,6 +40,11 @@ from engine.device import pick_device
 from engine.errors import UserError
 from inference import label_folders, loop, predictor, submissions, votes
 
+# flags that act on networks alone, and those that say which images have labels
+FOR_NETWORKS = {"soft", "input_size", "batch_size", "scales", "flip", "slide", "align_corners"}
+FOR_NETWORKS |= {"device", "precision", "num_workers", "loader_timeout"}
+FOR_LABELS = {"dataset", "data_dir", "data_list", "set", "data_option", "cache"}
+
 
 def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
@@ -76,7 +81,7 @@ def parse_args(argv: list[str] | None = None):
     options.add_data(parser)
     options.add_views(parser)
     options.add_device(parser)
-    return parser.parse_args(argv)
+    return options.parse(parser, argv)
 
 
 def main(args) -> None:
@@ -97,31 +102,15 @@ def check(args) -> None:
         UserError: says which.
     """
     members = args.predictions or args.csv or args.restore_from
-    labelled = args.restore_from or (args.predictions and args.select)
-    idle = [  # what makes a group of flags act, and whether it was given
-        ("--restore-from", args.restore_from, {
-            "--soft": args.soft,
-            "--input-size": args.input_size,
-            "--scales": args.scales != (1.0,),
-            "--flip": args.flip,
-            "--slide": args.slide,
-            "--align-corners": args.align_corners is not None,
-        }),
-        ("--restore-from, or --predictions and --select", labelled, {
-            "--dataset": args.dataset,
-            "--data-dir": args.data_dir,
-            "--data-list": args.data_list,
-            "--set": args.set,
-            "--data-option": args.data_option,
-            "--cache": args.cache,
-        }),
-        ("--restore-from or --predictions", not args.csv, {"--agreement": args.agreement}),
-        ("--csv", args.csv, {"--truth": args.truth, "--num-classes": args.num_classes}),
-    ]  # fmt: skip
-    for needed, there, flags in idle:
-        for flag, given in flags.items():
-            if given and not there:
-                raise UserError(f"{flag} goes with {needed}")
+    if not args.restore_from:
+        options.refuse_idle(args, FOR_NETWORKS, "--restore-from")
+    if not (args.restore_from or (args.predictions and args.select)):
+        needed = "--restore-from, or --predictions and --select"
+        options.refuse_idle(args, FOR_LABELS, needed)
+    if args.csv:
+        options.refuse_idle(args, {"agreement"}, "--restore-from or --predictions")
+    else:
+        options.refuse_idle(args, {"truth", "num_classes"}, "--csv")
     if processes.world_size() > 1 and (args.csv or (args.restore_from and args.select)):
         raise UserError("--csv, and --select among networks, run in one process")
     if args.soft and args.select:
@@ -178,7 +167,7 @@ def vote_folders(args) -> None:
     members = label_folders.same_images(args.predictions)
     chosen = list(range(len(members)))
     if args.select:
-        dataset = loop.open_dataset(**options.data_values(args), checkpoint={})
+        dataset = loop.open_dataset(options.images(args), checkpoint={})
         chosen = select_folders(args.predictions, args.predictions, dataset, args.weights)
     save_votes(args, args.predictions, chosen, folder_ballots(only(chosen, members)))
 
@@ -190,20 +179,17 @@ def vote_checkpoints(args) -> None:
         names,
         pick_device(args.device),
         architecture=None,
-        data={**options.data_values(args), "labelled": args.select},
+        images=options.images(args),
+        labelled=args.select,
         precision=args.precision,
-        **options.view_values(args),
+        align_corners=args.align_corners,
+        views=options.views(args),
     )
     for folder in filter(None, [args.save, args.agreement]):
         label_folders.check_files_stay(dataset, folder)
     electorate = votes.Electorate(predictor.Ensemble(networks, args.weights), args.soft)
-    batches = loop.predict(
-        electorate,
-        dataset,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        timeout_seconds=args.loader_timeout,
-    )
+    loading = options.loading(args)
+    batches = loop.predict(electorate, dataset, loading, batch_size=args.batch_size)
     images = network_ballots(batches, dataset, len(names))
     if not args.select:
         save_votes(args, names, list(range(len(names))), images)

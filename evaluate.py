@@ -32,6 +32,11 @@ from engine.errors import UserError
 from engine.files import write_text
 from inference import label_folders, loop
 from inference.metrics import ConfusionMatrix, plain
+from models import MODELS
+
+# flags that act on networks alone
+FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "align_corners"}
+FOR_NETWORKS |= {"model", "device", "precision"}
 
 
 def parse_args(argv: list[str] | None = None):
@@ -50,9 +55,9 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--save", metavar="DIR", help="write the predictions as PNGs")
     options.add_data(parser)
     options.add_views(parser)
-    options.add_model(parser, default=None)
+    options.add_model(parser, MODELS, default=None)
     options.add_device(parser)
-    return parser.parse_args(argv)
+    return options.parse(parser, argv)
 
 
 def main(args) -> None:
@@ -74,20 +79,10 @@ def check(args) -> None:
     Raises:
         UserError: says which.
     """
-    network = {
-        "--save": args.save,
-        "--input-size": args.input_size,
-        "--flip": args.flip,
-        "--slide": args.slide,
-        "--scales": args.scales != (1.0,),
-        "--align-corners": args.align_corners is not None,
-        "--model": options.architecture(args),
-    }
-    idle = [flag for flag, given in network.items() if given]
-    if args.predictions and idle:
-        raise UserError(f"{idle[0]} is for networks: --predictions are there already")
-    if args.restore_from and args.prediction_ids:
-        raise UserError("--prediction-ids says what the files of --predictions hold")
+    if args.predictions:
+        options.refuse_idle(args, FOR_NETWORKS, "--restore-from")
+    else:
+        options.refuse_idle(args, {"prediction_ids"}, "--predictions")
     names = [Path(path).stem for path in args.restore_from or ()]
     if args.save and len(set(names)) < len(names):
         raise UserError("--save makes a folder for each checkpoint, and two have the same name")
@@ -101,10 +96,11 @@ def score_checkpoint(args, path: str) -> dict:
     predictor, dataset = loop.restore(
         path,
         device,
-        architecture=options.architecture(args),
-        data=options.data_values(args),
+        architecture=args.model,
+        images=options.images(args),
         precision=args.precision,
-        **options.view_values(args),
+        align_corners=args.align_corners,
+        views=options.views(args),
     )
     scored = scored_classes(args.classes, dataset)
     if args.save:
@@ -114,13 +110,8 @@ def score_checkpoint(args, path: str) -> dict:
 
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names)
     sizes = {"input": set(), "label": set()}
-    batches = loop.predict(
-        predictor,
-        dataset,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        timeout_seconds=args.loader_timeout,
-    )
+    loading = options.loading(args)
+    batches = loop.predict(predictor, dataset, loading, batch_size=args.batch_size)
     start = time.perf_counter()
     with label_folders.Writers() as write:
         for batch, pred, _ in batches:
@@ -134,9 +125,9 @@ def score_checkpoint(args, path: str) -> dict:
     protocol = {
         **{key: shown_sizes(seen) for key, seen in sizes.items()},
         "align_corners": predictor.align_corners,
-        "scales": predictor.scales,
-        "flip": predictor.flip,
-        "slide": predictor.slide and "{}x{}".format(*predictor.slide),
+        "scales": args.scales,
+        "flip": args.flip,
+        "slide": args.slide and "{}x{}".format(*args.slide),
         "precision": predictor.precision,
         "checkpoint": path,
     }
@@ -153,20 +144,15 @@ def save(write: Callable, folder: Path, stem: str, ids, dataset) -> None:
 
 def score_folder(args) -> dict:
     """Score the PNGs of --predictions and print the scores."""
-    dataset = loop.open_dataset(**options.data_values(args), checkpoint={})
+    dataset = loop.open_dataset(options.images(args), checkpoint={})
     scored = scored_classes(args.classes, dataset)
     ids = args.prediction_ids or "train"
     pairs = label_folders.PredictedPairs(dataset, args.predictions, ids)
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
     seen = set()
     start = time.perf_counter()
-    loader = make_loader(
-        pairs,
-        num_workers=args.num_workers,
-        timeout_seconds=args.loader_timeout,
-        sampler=processes.share(len(pairs)),
-        batch_size=1,
-    )
+    own = processes.share(len(pairs))
+    loader = make_loader(pairs, options.loading(args), sampler=own, batch_size=1)
     for batch in loader:
         confusion.update(batch["pred"], batch["label"])
         seen.add(tuple(batch["label"].shape[-2:]))

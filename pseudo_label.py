@@ -39,6 +39,7 @@ from inference.label_folders import VOID, Writers
 from inference.metrics import ConfusionMatrix, plain
 from inference.predictor import Ensemble
 from inference.pseudo_folder import PseudoFolder, fingerprint
+from models import MODELS
 
 
 def parse_args(argv: list[str] | None = None):
@@ -76,9 +77,9 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
     options.add_data(parser, split="train")
     options.add_views(parser)
-    options.add_model(parser, default=None)
+    options.add_model(parser, MODELS, default=None)
     options.add_device(parser)
-    return parser.parse_args(argv)
+    return options.parse(parser, argv)
 
 
 def main(args) -> None:
@@ -88,10 +89,12 @@ def main(args) -> None:
     predictors, dataset = loop.restore_all(
         args.restore_from,
         pick_device(args.device),
-        architecture=options.architecture(args),
-        data={**options.data_values(args), "labelled": args.score},
+        architecture=args.model,
+        images=options.images(args),
+        labelled=args.score,
         precision=args.precision,
-        **options.view_values(args),
+        align_corners=args.align_corners,
+        views=options.views(args),
     )
     predictor = Ensemble(predictors)
     if args.variance:
@@ -108,11 +111,10 @@ def main(args) -> None:
         return loop.predict(
             predictor,
             dataset,
+            options.loading(args),
+            batch_size=args.batch_size,
             with_confidence=True,
             start=start,
-            batch_size=args.batch_size,
-            num_workers=args.num_workers,
-            timeout_seconds=args.loader_timeout,
         )
 
     bins = None
@@ -129,7 +131,7 @@ def main(args) -> None:
 def check_heads(paths: list[str], predictors: list) -> None:
     """Check that every network has two heads."""
     for path, predictor in zip(paths, predictors, strict=True):
-        if not predictor.model.arch.get("multi_level"):
+        if "aux" not in predictor.network.heads:
             raise UserError(f"{path} has one head: --variance compares two (--multi-level)")
 
 
@@ -139,7 +141,7 @@ def settings_of(args, predictors: list, dataset) -> dict:
     names = [Path(path).name for path in args.restore_from]
     return {
         "checkpoints": [f"{name} {digits}" for name, digits in zip(names, contents, strict=True)],
-        "model": options.architecture(args),
+        "model": args.model,
         "dataset": dataset.name,
         "classes": dataset.class_names,
         "images": len(dataset),

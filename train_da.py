@@ -12,9 +12,9 @@ GTA5 to Cityscapes, as AdaptSegNet published it:
 The same command again resumes. docs/experiments.md has what was measured, with its commands.
 """
 
-import copy
 import functools
 import json
+from dataclasses import replace
 
 from engine import options, parsing, processes, start  # first: it says what is to be installed
 
@@ -24,30 +24,33 @@ import torch
 
 import methods
 import models
-from datasets import domains
-from datasets.loading import make_loader, step_batches
+from datasets.domains import Domains, open_domains
+from datasets.loading import make_loader
+from datasets.statistics import class_statistics
 from engine.device import autocast, pick_device, pick_precision
-from engine.errors import UserError
 from engine.files import write_text
-from engine.seeds import seed_everything, seed_for
-from inference import loop, report
+from engine.seeds import seed_everything
+from inference import report
+from inference.loop import validate
 from inference.predictor import Predictor
-from training import losses
-from training.augment import geometry, policies
+from methods import Adapting, Seen, Setting
+from models import MODELS
+from training.augment import AUGMENTATIONS, Augment
 from training.run import Run, describe, make_folder, say
-from training.schedule import make_optimizer, poly_rate, set_rate
-from training.student import make_forward, make_model
-from training.teacher import update_teacher
+from training.student import Student
+from training.teacher import Teacher
 
 
 def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
     parser = options.parser(__doc__)
     options.add_recipe(parser)
-    domains.add_options(parser)
+    options.add_domains(parser)
     options.add_validation(parser)
-    options.add_model(parser)
+    options.add_model(parser, MODELS)
     options.add_training(parser)
+    options.add_augmentation(parser, AUGMENTATIONS)
+    options.add_saving(parser)
     options.add_device(parser)
     methods.add_options(parser)
     group = parser.add_argument_group("what is compared")
@@ -71,192 +74,153 @@ def parse_args(argv: list[str] | None = None):
         action=options.BOOLEAN,
         default=False,
         help="first train on the source alone, same seed and steps; compare at the end",
-    )
+    ).free = True
     return options.parse(parser, argv, default_recipe="streets")
 
 
 def main(args) -> None:
     """Adapt, train the baseline if asked for, then compare."""
     make_folder(args.snapshot_dir)
-    data = domains.open_data(args)
-    model, score = train(args, data, args.method, args.snapshot_dir)
-    results, predictions = {"adapted": score}, {"adapted": model}
+    data = open_data(args)
+    network, score = train(args, data, args.method, args.snapshot_dir)
+    results, networks = {"adapted": score}, {"adapted": network}
     if args.baseline:  # after the methods, so that a mistake in their options shows at once
-        alone = {**data, "labelled": None, "pseudo": None}
-        model, score = train(args, alone, ["none"], f"{args.snapshot_dir}/source")
+        alone = replace(data, labelled=None, pseudo=None)
+        network, score = train(args, alone, ["none"], f"{args.snapshot_dir}/source")
         results = {"source_only": score, **results}
-        predictions = {"source only": model, **predictions}
+        networks = {"source only": network, **networks}
     if processes.rank() > 0:
         return
     write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
-    report.print_table(results, data["val"].class_names, " + ".join(args.method))
+    report.print_table(results, data.val.class_names, " + ".join(args.method))
     if args.baseline:
-        how = {"align_corners": args.align_corners}
-        shown = {name: Predictor(model, **how) for name, model in predictions.items()}
-        report.picture(shown, data["val"]).save(f"{args.snapshot_dir}/demo.png")
+        shown = {name: Predictor(network) for name, network in networks.items()}
+        report.picture(shown, data.val).save(f"{args.snapshot_dir}/demo.png")
         print(f"picture: {args.snapshot_dir}/demo.png")
 
 
-def train(args, data: dict, method_names: list[str], folder: str) -> tuple:
+def open_data(args) -> Domains:
+    """Open the images of every domain."""
+    target = options.target(args)
+    return open_domains(
+        options.sources(args),
+        target,
+        replace(target, split=args.val_set, list_file=args.val_list, num_images=None),
+        target_labels=args.target_labels,
+        pseudo_labels=args.pseudo_labels,
+        pseudo_confidence=args.pseudo_confidence,
+    )
+
+
+def train(args, data: Domains, names: list[str], folder: str) -> tuple:
     """Train one network in one snapshot folder; return it and its scores."""
-    device = pick_device(args.device)
+    device, loading = pick_device(args.device), options.loading(args)
     precision = pick_precision(args.precision, device)
-    source, target, val = data["source"], data["target"], data["val"]
-    class_weight = data["class_weight"]
-    loading = {"num_workers": args.num_workers, "timeout_seconds": args.loader_timeout}
-
-    model = make_model(
-        args.model,
-        source.num_classes,
-        options.model_options(args),
-        seed=args.random_seed,
-        device=device,
-        weights=(args.weights, args.restore_from),
-        recompute=args.checkpoint_activations,
-        sync_bn=args.sync_bn,
+    augment = Augment(args.augment)
+    class_weight, rare_classes = class_statistics(
+        data.source,
+        args.cache or args.snapshot_dir,
+        args.input_size,
+        balance=args.class_balance,
+        temperature=args.rare_class_sampling,
+        loading=loading,
     )
-    optimizer = make_optimizer(
-        args.optimizer,
-        model.param_groups(args.learning_rate),
-        learning_rate=args.learning_rate,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-    )
+    student = Student(options.training(args, precision), data.val.num_classes, device, class_weight)
+    network = student.network
     seed_everything(args.random_seed, "methods")
-    multi_level = bool(model.arch.get("multi_level"))
-    values = {
-        **vars(args),
-        "num_classes": source.num_classes,
-        "multi_level": multi_level,
-        "class_weight": class_weight,
-        "autocast": functools.partial(autocast, precision, device),
-    }
-    adapting = methods.build_methods(method_names, values).to(device)
-    needs = frozenset().union(*(method.needs for method in adapting.values()))
-    used = methods.domains_of(needs)
-    for domain, flag in (("labelled", "--target-labels"), ("pseudo", "--pseudo-labels")):
-        if (domain in used) != (data[domain] is not None):
-            verb = "needs" if domain in used else "does not use"
-            raise UserError(f"--method {' '.join(method_names)} {verb} {flag}")
-    teacher = copy.deepcopy(model).requires_grad_(False) if "teacher_out" in needs else None
-    for method in adapting.values():
-        method.check(model)
-    if class_weight is not None:
-        class_weight = class_weight.to(device)
-
-    meta = describe(val, args.input_size_target or args.input_size, args.align_corners, precision)
-    plain = {**vars(args), "method": method_names, "precision": precision}
-    saving = {"save_every_minutes": args.save_every_minutes, "keep_last": args.keep_last}
-    run = Run(folder, source.name, plain, meta, **saving)
-    state = {"model": model, "optimizer": optimizer, "methods": adapting}
-    if teacher is not None:
-        state["teacher"] = teacher
-    start = run.resume(state)
-    if args.tensorboard:
-        run.log.open_board()
-
-    student = make_forward(model, precision, device, compiled=args.compile)
-    if teacher is not None:
-        teach = make_forward(teacher, precision, device, compiled=args.compile)
-
-    def validate() -> dict:
-        how = {"precision": precision, "align_corners": args.align_corners}
-        return loop.validate(model, val, **how, **loading)
-
-    crop = {"crop_size": args.crop_size, "scale": args.random_scale, "mirror": args.random_mirror}
-    policy_of = {
-        domain: policies.auto_augment if args.auto_augment in (domain, "both") else None
-        for domain in ("source", "target")
-    }
-    batches = {"seed": args.random_seed, "device": device, **loading}
-    first_target = max(0, start - args.adapt_from) * args.iter_size
-    next_source = step_batches(
-        source,
-        args.batch_size,
-        start=start * args.iter_size,
-        rare_classes=data["rare_classes"],
-        **batches,
+    setting = Setting(
+        num_classes=data.val.num_classes,
+        heads=network.heads,
+        align_corners=network.align_corners,
+        autocast=functools.partial(autocast, precision, device),
+        class_weight=class_weight,
+        iter_size=args.iter_size,
     )
-    next_of = {}
-    for domain in used:
-        # another order for each: where all hold the same images, a step should not draw them twice
-        if domain != "target":
-            batches["seed"] = seed_for(args.random_seed, domain)
-        next_of[domain] = step_batches(data[domain], args.batch_size, start=first_target, **batches)
+    adapting = Adapting(names, setting, vars(args)).to(device)
+    adapting.check(network, data.there)
+    teacher = Teacher(student, args.teacher_momentum) if "teacher_out" in adapting.needs else None
+
+    size = args.input_size_target or args.input_size
+    run = Run(
+        folder,
+        data.source.name,
+        options.plain(args) | {"method": names, "precision": precision},
+        describe(data.val, size, network.align_corners, precision),
+        options.saving(args),
+        args.free,
+    )
+    state = {"model": network, "optimizer": student.optimizer, "methods": adapting}
+    first = run.resume(state if teacher is None else {**state, "teacher": teacher})
+    batches = data.batches(
+        adapting.domains,
+        args.batch_size,
+        seed=args.random_seed,
+        starts=(first * args.iter_size, max(0, first - args.adapt_from) * args.iter_size),
+        device=device,
+        loading=loading,
+        rare_classes=rare_classes,
+    )
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
-    how = {"class_weight": class_weight, "align_corners": args.align_corners}
     weight = 0.0 if args.control else 1.0
 
-    for step in run.steps(stop, args.random_seed, state):
-        rate = poly_rate(step, args.num_steps, args.power, args.warmup_steps)
-        set_rate(optimizer, rate)
-        optimizer.zero_grad(set_to_none=True)
-        adapt = bool(used) and step >= args.adapt_from
+    for step in run.steps(stop, args.random_seed):
+        rate, adapt = student.rate_at(step), step >= args.adapt_from
+        student.begin(rate)
         if adapt and teacher is not None:
-            update_teacher(teacher, model, args.teacher_momentum, step - args.adapt_from)
+            teacher.follow(student, step - args.adapt_from)
         for _ in range(args.iter_size):
-            batch = next(next_source)
-            rare = batch.get("rare_class")
-            images, label = geometry.warp(batch["image"], batch["label"], rare_class=rare, **crop)
-            if policy_of["source"]:
-                images, label = policy_of["source"](images, label)
-            images = geometry.color_jitter(images, args.color_jitter, args.color_jitter / 4)
-            out = student(images)
-            terms = losses.segmentation(out, label, args.lambda_seg, **how)
-            # the source's graph is freed before the target's is built: the lowest peak of memory
-            (sum(terms.values()) / args.iter_size).backward()
+            # --- the source: its graph is freed before the target's is built, for less memory
+            source = augment(next(batches["source"]), "source")
+            source.outputs = student(source.image)
+            terms = student.loss(source.outputs, source.label)
+            student.backward(terms)
             run.record(terms, 1 / args.iter_size)
             if not adapt:
                 continue
-            batch = {
-                "step": step,
-                "source_image": images,
-                "source_label": label,
-                "source_out": {key: value.detach() for key, value in out.items()},
-            }
-            for domain in used:
-                then = policy_of["target"]
-                batch |= geometry.warp_batch(next(next_of[domain]), domain, then, **crop)
-                if needs & {f"{domain}_out", f"{domain}_detached"}:
-                    with torch.set_grad_enabled(f"{domain}_out" in needs):
-                        batch[f"{domain}_out"] = student(batch[f"{domain}_image"])
+            # --- the other domains: each is forwarded once, for all methods together
+            source.outputs = {key: value.detach() for key, value in source.outputs.items()}
+            seen = Seen(step, source)
+            for name in adapting.domains:
+                batch = augment(next(batches[name]), "target")
+                setattr(seen, name, batch)
+                if adapting.needs & {f"{name}_out", f"{name}_detached"}:
+                    with torch.set_grad_enabled(f"{name}_out" in adapting.needs):
+                        batch.outputs = student(batch.image)
             if teacher is not None:
-                with torch.no_grad():
-                    batch["teacher_out"] = teach(batch["target_image"], aux=False)
-            terms = {}
-            for method in adapting.values():
-                terms |= method(batch, student)
-            (weight * sum(terms.values()) / args.iter_size).backward()
+                seen.teacher = teacher(seen.target.image)
+            # --- what the methods make of it
+            terms = adapting(seen, student)
+            student.backward(terms, weight)
             run.record(terms, 1 / args.iter_size)
-        processes.average(model, of="gradients")
-        optimizer.step()
-        for method in adapting.values() if adapt else ():
-            run.record(method.after_step(rate))
-        processes.average(*filter(None, (model, teacher)), of="buffers")
-
-        if run.step % args.print_every == 0 or run.step == stop:
-            for method in adapting.values():
-                values, warnings = method.diagnose()
-                run.record(values)
-                for line in warnings if step >= args.adapt_from + 100 else ():
-                    say(f"warning: {line}")
+        student.end()
+        if teacher is not None:
+            teacher.end()
+        if adapt:
+            run.record(adapting.after_step(rate))
+        if run.prints:
+            values, warnings = adapting.diagnose()
+            run.record(values)
+            for line in warnings if step >= args.adapt_from + 100 else ():
+                say(f"warning: {line}")
             run.flush(rate)
-        if run.step % args.save_pred_every == 0 or run.step == stop:
-            run.scored(model, validate())
-            run.save(state)
+        if run.scores:
+            run.scored(network, validate(network, data.val, loading, precision))
+            run.save()
 
-    if run.stopped is not None:
-        run.stop_here(state)
+    run.end_if_stopped()
     if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
-        run.scored(model, validate())
+        run.scored(network, validate(network, data.val, loading, precision))
     score = {"last": run.last, "best": run.best}
-    loader = make_loader(target, batch_size=args.batch_size, **loading)
-    images = (models.normalise(b["image"].to(device), model.normalisation) for b in loader)
-    if any([method.finish(model, images) for method in adapting.values()]):
-        score["finished"] = validate()
-        run.publish(model, "finished", score["finished"])
+
+    def target_images():
+        for batch in make_loader(data.target, loading, batch_size=args.batch_size):
+            yield models.normalise(batch["image"].to(device), network.normalisation)
+
+    if adapting.finish(network, target_images):
+        score["finished"] = validate(network, data.val, loading, precision)
+        run.publish(network, "finished", score["finished"])
     run.close()
-    return model.eval(), {**score.get("finished", run.last), **score}
+    return network.eval(), {**score.get("finished", run.last), **score}
 
 
 if __name__ == "__main__":

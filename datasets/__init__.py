@@ -1,5 +1,6 @@
 """The datasets by name; `build_dataset` is the one way in."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from datasets.pseudo import WithConfidence, check_classes
 from datasets.streets import Streets
 from datasets.synthia import Synthia
 from engine.errors import UserError
+from engine.values import Images
 
 DATASETS = {
     "camvid": CamVid,
@@ -32,8 +34,9 @@ __all__ = [
     "DATASETS",
     "SegmentationDataset",
     "build_dataset",
-    "build_pseudo_labelled",
     "colourise",
+    "open_images",
+    "open_pseudo_labelled",
     "write_label_png",
 ]
 
@@ -91,17 +94,36 @@ def build_dataset(
     return CachedDataset(dataset, cache_dir) if cache_dir and dataset.paths(0) else dataset
 
 
-def build_pseudo_labelled(
-    name: str, root: str | Path | None, folder: str | Path, confidence: bool, **how: Any
+def open_images(images: Images, **how: Any) -> SegmentationDataset | CachedDataset:
+    """Build the dataset that options name.
+
+    Args:
+        images: of `engine.options`.
+        **how: labelled and resize_label of `build_dataset`.
+    """
+    return build_dataset(
+        images.dataset,
+        images.root,
+        split=images.split,
+        list_file=images.list_file,
+        size=images.size,
+        num_images=images.num_images,
+        seed=images.seed,
+        cache_dir=images.cache_dir,
+        **how,
+        **images.options,
+    )
+
+
+def open_pseudo_labelled(
+    images: Images, folder: str | Path, confidence: bool
 ) -> SegmentationDataset | WithConfidence:
     """Build a dataset with the labels that pseudo_label.py wrote for its images.
 
     Args:
-        name: of the images' dataset.
-        root: of the images.
+        images: whose dataset, folder and size are taken.
         folder: of the labels: list.txt, pseudo.json and the PNGs.
         confidence: samples hold `confidence` too, uint8 [h,w] from the folder's `confidence/`.
-        **how: further arguments of `build_dataset`.
 
     Raises:
         UserError: as `build_dataset`; a folder that is not finished, or of other classes.
@@ -109,7 +131,9 @@ def build_pseudo_labelled(
     folder = Path(folder)
     if not (folder / "list.txt").is_file():
         raise UserError(f"{folder}: no list.txt: pseudo_label.py has not finished this folder")
-    how |= {"list_file": folder / "list.txt", "label_root": folder, "label_kind": "trainIds"}
-    dataset = build_dataset(name, root, **how)
+    labels = {"label_root": folder, "label_kind": "trainIds"}
+    dataset = open_images(
+        replace(images, list_file=folder / "list.txt", options={**images.options, **labels})
+    )
     check_classes(folder / "pseudo.json", dataset.class_names)
     return WithConfidence(dataset, folder / "confidence") if confidence else dataset

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from datasets.order import RareClasses, StepBatches
 from engine import processes
 from engine.errors import UserError
+from engine.values import Loading
 
 # Set when the main process ends: from then on a worker ends when it is asked to.
 _closing = multiprocessing.get_context("fork").RawValue("b", 0)
@@ -41,33 +42,26 @@ def _shielded_worker(_worker_id: int) -> None:
 
 
 def make_loader(
-    dataset: Dataset,
-    *,
-    num_workers: int,
-    timeout_seconds: float = 0,
-    pin_memory: bool = False,
-    **how,
+    dataset: Dataset, loading: Loading, *, pin_memory: bool = False, **how
 ) -> DataLoader:
     """Return a loader of samples, in order unless a sampler says otherwise.
 
     Args:
         dataset: of segshift.
-        num_workers: processes that decode; 0 decodes in this one.
-        timeout_seconds: of one batch, with workers; 0 waits for ever. A batch that takes longer
-            ends the script with an error.
+        loading: processes that decode, and how long one batch may take them.
         pin_memory: copy batches to page-locked memory, for a GPU.
         **how: further arguments of DataLoader: batch_sampler, or batch_size and collate_fn.
     """
     return DataLoader(
         dataset,
-        num_workers=num_workers,
+        num_workers=loading.num_workers,
         worker_init_fn=_shielded_worker,
-        timeout=timeout_seconds if num_workers else 0,
+        timeout=loading.timeout_seconds if loading.num_workers else 0,
         # a generator of its own: by default making an iterator draws from the global one
         generator=torch.Generator(),
         pin_memory=pin_memory,
         # forkserver, Python 3.14's default, ends on a SIGTERM of its own
-        multiprocessing_context="fork" if num_workers else None,
+        multiprocessing_context="fork" if loading.num_workers else None,
         **how,
     )
 
@@ -110,8 +104,8 @@ def step_batches(
     seed: int,
     start: int,
     device: torch.device,
+    loading: Loading,
     rare_classes: RareClasses | None = None,
-    **loading,
 ) -> Iterator[dict]:
     """Yield for ever the batches of the steps from `start` on, copied to `device`.
 
@@ -121,9 +115,9 @@ def step_batches(
         seed: of the order; see `StepBatches`.
         start: number of the first batch.
         device: where `image`, uint8 [N,3,H,W], and `label`, uint8 [N,H,W], go.
+        loading: see `make_loader`.
         rare_classes: draws the images instead of `StepBatches`; batches then also hold
             `rare_class`, int64 [N], the class that each image was drawn for.
-        **loading: num_workers and timeout_seconds of `make_loader`.
 
     Raises:
         UserError: an unreadable image or label; the message names the file.
@@ -139,9 +133,8 @@ def step_batches(
     else:
         sampler = (drawn(step)[0] for step in itertools.count(start))
     sampler = (batch[own] for batch in sampler)
-    loader = make_loader(
-        dataset, batch_sampler=sampler, pin_memory=device.type == "cuda", **loading
-    )
+    pinned = device.type == "cuda"
+    loader = make_loader(dataset, loading, batch_sampler=sampler, pin_memory=pinned)
 
     def batches() -> Iterator[dict]:
         for step, batch in enumerate(loader, start):

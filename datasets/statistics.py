@@ -14,6 +14,7 @@ from datasets.loading import make_loader
 from datasets.order import RareClasses
 from engine.errors import UserError
 from engine.files import write_text
+from engine.values import Loading
 
 
 class _CountedLabels(Dataset):
@@ -31,23 +32,23 @@ class _CountedLabels(Dataset):
         return torch.from_numpy(counts[: self.dataset.num_classes])
 
 
-def class_counts(dataset: Dataset, folder: str | Path, **loading) -> torch.Tensor:
+def class_counts(dataset: Dataset, folder: str | Path, loading: Loading) -> torch.Tensor:
     """Return the pixels of each class in each label, int64 [N,C], counted only the first time.
 
     Args:
         dataset: labelled, one or several joined.
         folder: where a file keeps the counts of each, under a name that changes with the data.
-        **loading: num_workers and timeout_seconds of `make_loader`.
+        loading: see `make_loader`.
 
     Raises:
         UserError: an unreadable label, or nothing but ignored pixels in all of them.
     """
     if isinstance(dataset, ConcatDataset):
-        return torch.cat([class_counts(part, folder, **loading) for part in dataset.datasets])
+        return torch.cat([class_counts(part, folder, loading) for part in dataset.datasets])
     path = Path(folder) / f"{fingerprint(dataset)}.class_counts.json"
     with contextlib.suppress(FileNotFoundError, ValueError):
         return torch.tensor(json.loads(path.read_text()))
-    loader = make_loader(_CountedLabels(dataset), batch_size=8, **loading)
+    loader = make_loader(_CountedLabels(dataset), loading, batch_size=8)
     counts = torch.cat(list(tqdm(loader, desc="counting classes", disable=None, leave=False)))
     if not counts.any():
         raise UserError(f"the labels of {dataset.name} hold no class, every pixel is ignored")
@@ -63,7 +64,7 @@ def class_statistics(
     *,
     balance: bool,
     temperature: float | None,
-    **loading,
+    loading: Loading,
 ) -> tuple[torch.Tensor | None, RareClasses | None]:
     """Return what training takes from the frequencies of classes; counts only if it takes any.
 
@@ -78,7 +79,7 @@ def class_statistics(
     """
     if not balance and temperature is None:
         return None, None
-    counts = class_counts(dataset, folder, **loading)
+    counts = class_counts(dataset, folder, loading)
     weight = class_weights(counts) if balance else None
     return weight, None if temperature is None else RareClasses(counts, size, temperature)
 

@@ -56,6 +56,14 @@ def between(low: float, high: float) -> Callable:
     return parse_number
 
 
+def truth(text: str) -> bool:
+    """Parse yes or no."""
+    answers = {"yes": True, "true": True, "no": False, "false": False}
+    if text.lower() not in answers:
+        raise argparse.ArgumentTypeError(f"expected yes or no: {text!r}")
+    return answers[text.lower()]
+
+
 def count_or_all(text: str) -> int | str:
     """Parse a number of at least 1, or `all`."""
     return text if text == "all" else at_least(1)(text)

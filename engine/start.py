@@ -20,7 +20,6 @@ def run(main: Callable, parse_args: Callable) -> None:
     A `UserError` raised inside a loader worker arrives wrapped in the worker's traceback; its own
     line is the last one.
     """
-    args = parse_args()
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
         print(
             f"warning: torch {torch.__version__} has known holes in loading checkpoints safely; "
@@ -28,15 +27,15 @@ def run(main: Callable, parse_args: Callable) -> None:
             file=sys.stderr,
         )
     try:
+        args = parse_args()
         processes.start()
         if processes.rank() > 0:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 -- process 0 speaks for all
         main(args)
         processes.stop()
     except UserError as error:
-        _fail(
-            str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-        )
+        in_worker = f"{UserError.__module__}.UserError: "
+        _fail(str(error).strip().splitlines()[-1].removeprefix(in_worker))
     except OSError as error:
         _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except RuntimeError as error:

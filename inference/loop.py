@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,11 +11,12 @@ from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 import models
-from datasets import build_dataset
+from datasets import open_images
 from datasets.loading import make_loader, on_device
 from engine import processes
 from engine.device import pick_precision
 from engine.errors import UserError
+from engine.values import Images, Loading, Views
 from inference.metrics import ConfusionMatrix
 from inference.predictor import Predictor
 from models.checkpoint import load_model
@@ -51,10 +53,11 @@ def _collate(samples: list[dict]) -> dict:
 def predict(
     predictor: Callable,
     dataset: Dataset,
+    loading: Loading,
     *,
+    batch_size: int = 1,
     with_confidence: bool = False,
     start: int = 0,
-    **loading,
 ) -> Iterator[tuple]:
     """Predict every image of a dataset, in order, at the size of its label or file.
 
@@ -63,10 +66,10 @@ def predict(
     Args:
         predictor: `Predictor`, `Ensemble`, or what is called as they are and has their `device`.
         dataset: of segshift.
+        loading: see `datasets.loading.make_loader`.
+        batch_size: images that are predicted at once.
         with_confidence: fill the third entry.
         start: images to leave out, the first ones.
-        **loading: batch_size (1 if left out), num_workers and timeout_seconds of
-            `loading.make_loader`.
 
     Yields:
         the batch on the network's device, its train ids uint8 [N,H,W], its confidences float32
@@ -75,63 +78,53 @@ def predict(
     Raises:
         UserError: an unreadable file, or a batch of images of several sizes.
     """
-    pinned = predictor.device.type == "cuda"
-    loading |= {"sampler": processes.share(len(dataset))[start:], "collate_fn": _collate}
-    loader = make_loader(_Sized(dataset), pin_memory=pinned, **loading)
+    loader = make_loader(
+        _Sized(dataset),
+        loading,
+        batch_size=batch_size,
+        sampler=processes.share(len(dataset))[start:],
+        collate_fn=_collate,
+        pin_memory=predictor.device.type == "cuda",
+    )
     batches = on_device(loader, predictor.device)
     for batch in tqdm(batches, total=len(loader), disable=None, leave=False):
         result = predictor(batch["image"], batch["size"], with_confidence)
         yield (batch, *result) if with_confidence else (batch, result, None)
 
 
-def evaluate(predictor: Predictor, dataset: Dataset, **loading) -> ConfusionMatrix:
+def evaluate(
+    predictor: Predictor, dataset: Dataset, loading: Loading, batch_size: int = 1
+) -> ConfusionMatrix:
     """Score a network on a labelled dataset.
 
     Args:
         predictor: see `Predictor`.
         dataset: of segshift, labelled; with `resize_label=False` the score is at full size.
-        **loading: see `predict`.
+        loading, batch_size: see `predict`.
 
     Returns:
         the confusion matrix of all processes' images; `compute` reads it.
     """
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, dataset.ignore_index)
-    for batch, pred, _ in predict(predictor, dataset, **loading):
+    for batch, pred, _ in predict(predictor, dataset, loading, batch_size=batch_size):
         confusion.update(pred, batch["label"])
     confusion.add_up_processes()
     return confusion
 
 
-def open_dataset(
-    dataset: str | None,
-    *,
-    data_dir: str | None,
-    split: str | None,
-    list_file: str | None,
-    input_size: tuple[int, int] | None,
-    data_options: dict,
-    checkpoint: dict,
-    labelled: bool = True,
-    cache_dir: str | None = None,
-) -> Dataset:
+def open_dataset(images: Images, checkpoint: dict, labelled: bool = True) -> Dataset:
     """Open the images a network is to be run on, their labels in their own size.
 
-    What is None is what the network was validated on, if the checkpoint says so.
-
     Args:
-        dataset: name.
-        data_dir: its folder.
-        split, list_file: one of them chooses the images; split val where nothing says otherwise.
-        input_size: W, H in pixels that images are resized to; their own where nothing says.
-        data_options: further arguments of `datasets.build_dataset`.
+        images: what is None there is what the network was validated on, if the checkpoint says so.
         checkpoint: of ours, or empty: `dataset`, `input_size`, and `data` with `root`, `split`,
             `list_file` and `options`.
         labelled: whether the labels are read.
-        cache_dir: where decoded samples are kept; see `datasets.build_dataset`.
 
     Raises:
         UserError: no dataset is named, or it cannot be opened; see `datasets.build_dataset`.
     """
+    dataset, split, list_file = images.dataset, images.split, images.list_file
     if dataset is None and "dataset" not in checkpoint:
         raise UserError("give --dataset, nothing else says which it is")
     known = {}
@@ -139,19 +132,19 @@ def open_dataset(
         dataset, known = checkpoint["dataset"], checkpoint.get("data", {})
     if split is None and list_file is None:
         split, list_file = known.get("split"), known.get("list_file")
-    arguments = {
-        "name": dataset,
-        "root": data_dir or known.get("root"),
-        "split": split or "val",
-        "list_file": list_file,
-        "size": input_size or checkpoint.get("input_size"),
-        "resize_label": False,
-        "labelled": labelled,
-        "cache_dir": cache_dir,
-        **known.get("options", {}),
-        **data_options,
-    }
-    return build_dataset(**arguments)
+    named = replace(
+        images,
+        dataset=dataset,
+        root=images.root or known.get("root"),
+        split=split or "val",
+        list_file=list_file,
+        size=images.size or checkpoint.get("input_size"),
+        options={**known.get("options", {}), **images.options},
+    )
+    if "seed" in named.options:  # streets are drawn from it
+        options = dict(named.options)
+        named = replace(named, seed=options.pop("seed"), options=options)
+    return open_images(named, labelled=labelled, resize_label=False)
 
 
 def restore(path: str | Path, device: torch.device, **how) -> tuple[Predictor, Dataset]:
@@ -168,10 +161,11 @@ def restore_all(
     device: torch.device,
     *,
     architecture: dict | None,
-    data: dict,
+    images: Images,
+    labelled: bool = True,
     precision: str = "auto",
     align_corners: bool | None = None,
-    **how,
+    views: Views = Views(),  # noqa: B008 -- frozen
 ) -> tuple[list[Predictor], Dataset]:
     """Load networks of the same classes for inference and open the images they are to be run on.
 
@@ -179,10 +173,10 @@ def restore_all(
         paths: checkpoints of ours, or weights of another project when `architecture` is given.
         device: where the networks go.
         architecture: `name` and options of `models.build_model`; None for the checkpoint's.
-        data: see `open_dataset`; what it leaves open is what the first checkpoint says.
+        images, labelled: see `open_dataset`; what they leave open the first checkpoint says.
         precision: bf16, fp32, or auto for the checkpoint's, else what suits the device.
-        align_corners: None for the checkpoints', else False.
-        **how: of `Predictor`.
+        align_corners: None for the checkpoints', else the network's own.
+        views: of the images.
 
     Returns:
         a predictor of each, its network's batch norms folded, and the dataset.
@@ -194,21 +188,21 @@ def restore_all(
     loaded = []
     if architecture is None:
         loaded = [load_model(path, device) for path in paths]
-        given = {"input_size": data["input_size"], "align_corners": align_corners}
+        given = {"input_size": images.size, "align_corners": align_corners}
         _check_agreement(paths, [checkpoint for _, checkpoint in loaded], given)
-    dataset = open_dataset(checkpoint=loaded[0][1] if loaded else {}, **data)
+    dataset = open_dataset(images, loaded[0][1] if loaded else {}, labelled)
     for path in paths if architecture is not None else ():
-        model = models.build_model(num_classes=dataset.num_classes, **architecture)
-        print(models.load_weights(model, path, strict=True), flush=True)
-        loaded.append((model, {"classes": dataset.class_names}))
+        network = models.build_model(num_classes=dataset.num_classes, **architecture)
+        print(models.load_weights(network, path, strict=True), flush=True)
+        loaded.append((network, {"classes": dataset.class_names}))
     predictors = []
-    for path, (model, checkpoint) in zip(paths, loaded, strict=True):
+    for path, (network, checkpoint) in zip(paths, loaded, strict=True):
         _check_classes(path, checkpoint["classes"], dataset.name, dataset.class_names)
-        corners = checkpoint.get("align_corners", False) if align_corners is None else align_corners
+        if align_corners is not None:
+            network.align_corners = align_corners
         chosen = checkpoint.get("precision", "auto") if precision == "auto" else precision
-        chosen = pick_precision(chosen, device)
-        model = models.fold_batchnorm(model).to(device, memory_format=torch.channels_last)
-        predictors.append(Predictor(model, precision=chosen, align_corners=corners, **how))
+        network = models.fold_batchnorm(network).to(device, memory_format=torch.channels_last)
+        predictors.append(Predictor(network, pick_precision(chosen, device), views))
     return predictors, dataset
 
 
@@ -237,15 +231,12 @@ def _check_classes(one: str | Path, theirs: list[str], other: str | Path, ours: 
     )
 
 
-def validate(
-    model: nn.Module, dataset: Dataset, *, precision: str, align_corners: bool, **loading
-) -> dict:
+def validate(network: nn.Module, dataset: Dataset, loading: Loading, precision: str) -> dict:
     """Score a network in the middle of its training, and put it back into training mode.
 
     Returns:
         the scores as plain values; see `ConfusionMatrix.summary`.
     """
-    predictor = Predictor(model.eval(), precision=precision, align_corners=align_corners)
-    confusion = evaluate(predictor, dataset, **loading)
-    model.train()
+    confusion = evaluate(Predictor(network.eval(), precision), dataset, loading)
+    network.train()
     return confusion.summary()

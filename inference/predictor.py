@@ -15,6 +15,7 @@ import kernels
 import models
 from engine.device import autocast
 from engine.errors import UserError
+from engine.values import Views
 from inference.windows import in_windows
 from models.outputs import resize
 
@@ -27,14 +28,11 @@ class Predictor:
     so that one view gives exactly the ids and confidences of the plain pass.
 
     Args:
-        model: network with `normalisation`, in evaluation mode; its device is where this runs.
+        network: in evaluation mode; its device is where this runs. Its `align_corners` says how
+            logits are resized: True is AdaptSegNet's and ADVENT's protocol, False DAFormer's; it
+            moves mIoU by about a point, so it belongs to the checkpoint.
         precision: "bf16" or "fp32" of the network; everything after it is float32.
-        align_corners: how logits are resized. True is AdaptSegNet's and ADVENT's protocol, False
-            DAFormer's; it moves mIoU by about a point, so it belongs to the checkpoint.
-        scales: factors of the input size, each > 0.
-        flip: add the mirrored image of every scale.
-        slide: windows of W, H input pixels, multiples of 32 (see `windows`); None for the whole
-            image at once.
+        views: see `Views`, and `windows`.
 
     Raises:
         UserError: a value that is not allowed.
@@ -46,25 +44,18 @@ class Predictor:
 
     def __init__(
         self,
-        model: nn.Module,
-        *,
+        network: nn.Module,
         precision: str = "fp32",
-        align_corners: bool = False,
-        scales: tuple[float, ...] = (1.0,),
-        flip: bool = False,
-        slide: tuple[int, int] | None = None,
+        views: Views = Views(),  # noqa: B008 -- frozen
     ) -> None:
+        scales, slide = views.scales, views.slide
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise UserError(f"scales must be above 0, finite, given {','.join(map(str, scales))}")
         if slide is not None and any(side < 32 or side % 32 for side in slide):
             raise UserError(f"a window's sides must be multiples of 32, given {slide}")
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.precision = precision
-        self.align_corners = align_corners
-        self.scales = scales
-        self.flip = flip
-        self.slide = slide
+        self.network, self.precision, self.views = network, precision, views
+        self.device = next(network.parameters()).device
+        self.align_corners = network.align_corners
 
     @torch.inference_mode()
     def __call__(
@@ -90,7 +81,7 @@ class Predictor:
         Args:
             images: uint8 [N,3,H,W] RGB, on any device.
         """
-        if self.scales == (1.0,) and not self.flip:
+        if self.views.scales == (1.0,) and not self.views.flip:
             return self._forward(self._normalised(images))
         return log_probs(self.probabilities(images))
 
@@ -107,32 +98,32 @@ class Predictor:
         """
         images = self._normalised(images)
         total: Tensor | None = None
-        for scale in sorted(self.scales, reverse=True):
+        for scale in sorted(self.views.scales, reverse=True):
             scaled = _resize_images(images, scale)
-            for mirrored in (False, True) if self.flip else (False,):
+            for mirrored in (False, True) if self.views.flip else (False,):
                 logits = self._forward(scaled.flip(3) if mirrored else scaled, heads)
                 probs = torch.cat([head.softmax(1) for head in logits.chunk(len(heads), 1)], 1)
                 probs = probs.flip(3) if mirrored else probs
                 if total is None:
                     total = torch.zeros_like(probs)
                 total += resize(probs, total.shape[-2:], self.align_corners)
-        return total / (len(self.scales) * (1 + self.flip))
+        return total / (len(self.views.scales) * (1 + self.views.flip))
 
     def _normalised(self, images: Tensor) -> Tensor:
-        assert not self.model.training, "the network is in training mode"
+        assert not self.network.training, "the network is in training mode"
         images = images.to(self.device, non_blocking=True)
-        return models.normalise(images, self.model.normalisation)
+        return models.normalise(images, self.network.normalisation)
 
     def _forward(self, images: Tensor, heads: tuple[str, ...] = ("out",)) -> Tensor:
         network = functools.partial(self._network, heads=heads)
-        if self.slide is None:
+        if self.views.slide is None:
             return network(images)
-        return in_windows(network, images, self.slide)
+        return in_windows(network, images, self.views.slide)
 
     def _network(self, images: Tensor, heads: tuple[str, ...]) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.precision, self.device):
-            outputs = self.model(images, aux="aux" in heads)
+            outputs = self.network(images, aux="aux" in heads)
         return torch.cat([outputs[head].float() for head in heads], 1)
 
 

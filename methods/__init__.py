@@ -1,50 +1,26 @@
-"""The adaptation methods, one class each. They compose: train_da.py adds up their terms.
+"""The adaptation methods, one class each; train_da.py trains on the sum of their terms.
 
-A method is an nn.Module, so that one state_dict holds its networks and, as extra state, its
-optimiser. What train_da.py relies on:
-
-    add_options(group)         its command-line flags; each flag is a keyword of __init__
-    needs                      what the loop must put into the batch, see below; a method that
-                               needs nothing only has `finish` called
-    check(model)               before any step; raises UserError where it cannot work
-    forward(batch, student)    -> {name: weighted loss}; the loop calls backward on their sum
-    after_step(rate)           -> {name: loss to log}; after the student's optimiser has stepped
-    diagnose()                 -> ({name: value to log}, [warning]), once an interval
-    finish(model, batches)     once at the end; True if it changed the model
-
-`batch` always holds step (how many were done), source_image (float [N,3,H,W], 0 to 255),
-source_label (uint8 [N,H,W]) and source_out (detached logits). The other domains are there when a
-need begins with their name:
-
-    target                     target_image
-    labelled                   labelled_image, labelled_label (of --target-labels) and
-                               labelled_weight, None
-    pseudo                     pseudo_image, pseudo_label (of --pseudo-labels) and pseudo_weight,
-                               float [N,H,W], 0 to 1, or None without --pseudo-confidence
-    DOMAIN_out                 the student's outputs on that domain's images, too
-    DOMAIN_detached            the same; without gradients unless another method needs DOMAIN_out
-    teacher_out                target_image, and the EMA teacher's outputs on it
-
-Outputs are dicts of logits [N,C,h,w] under "out" and, for multi-level networks, "aux".
-`student(images)` runs the network.
+`base` says what a method is and what it sees; METHODS has them by name.
 """
 
 import argparse
-import inspect
+from collections.abc import Callable, Iterable
 
-from torch import nn
+from torch import Tensor, nn
 
+from engine import words
 from engine.errors import UserError
 from methods.adabn import AdaBN
 from methods.adversarial import Advent, Adversarial
-from methods.base import Method
+from methods.base import Method, Seen, Setting
 from methods.entropy import Entropy
 from methods.fixmatch import FixMatch
 from methods.mix import Mix
 from methods.supervised import Pseudo, TargetSupervised
 from methods.uncertainty import Memory, Rectify
+from training.student import Student
 
-__all__ = ["METHODS", "Method", "add_options", "build_methods", "domains_of"]
+__all__ = ["METHODS", "Adapting", "Method", "Seen", "Setting", "add_options"]
 
 METHODS = {
     "adversarial": Adversarial,
@@ -61,7 +37,7 @@ METHODS = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add --method and every method's own flags."""
+    """Add --method, and a flag for each keyword of the methods' constructors."""
     parser.add_argument(
         "--method",
         nargs="+",
@@ -70,31 +46,87 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"one or several of {', '.join(METHODS)}; or none",
     )
+    taken: set[str] = set()
     for name, method in METHODS.items():
-        if "add_options" in vars(method):
-            method.add_options(parser.add_argument_group(f"method {name}"))
+        words.add_flags(parser.add_argument_group(f"method {name}"), method, taken)
 
 
-def build_methods(names: list[str], values: dict) -> nn.ModuleDict:
-    """Build the methods, each with the values its constructor names.
+class Adapting(nn.ModuleDict):
+    """All methods of a run as one: built, checked, called, and their terms added up.
+
+    Args:
+        names: of METHODS; `none` alone for none.
+        setting: what each is built with.
+        given: values of their constructors' keywords; others are not looked at.
+
+    Attributes:
+        needs: of all methods together, see `Method`.
+        domains: those beside the source whose images are needed, in a fixed order.
 
     Raises:
         UserError: a name twice, or none beside others.
     """
-    if len(set(names)) != len(names) or ("none" in names and len(names) > 1):
-        raise UserError(f"--method {' '.join(names)}: each name once, none alone")
-    built = nn.ModuleDict()
-    for name in names:
-        if name != "none":
-            wanted = list(inspect.signature(METHODS[name]).parameters)
-            wanted = [key for key in wanted if key in values]
-            built[name] = METHODS[name](**{key: values[key] for key in wanted})
-    return built
 
+    def __init__(self, names: list[str], setting: Setting, given: dict):
+        super().__init__()
+        if len(set(names)) != len(names) or ("none" in names and len(names) > 1):
+            raise UserError(f"--method {' '.join(names)}: each name once, none alone")
+        for name in names:
+            if name != "none":
+                own = words.keywords(METHODS[name]).keys() & given.keys()
+                self[name] = METHODS[name](setting, **{key: given[key] for key in own})
+        self.needs = frozenset().union(*(method.needs for method in self.values()))
+        named = {need.partition("_")[0] for need in self.needs}
+        if "teacher" in named:
+            named.add("target")
+        self.domains = [name for name in ("target", "labelled", "pseudo") if name in named]
 
-def domains_of(needs: frozenset[str]) -> list[str]:
-    """Return which domains beside the source have images that `needs` names, in a fixed order."""
-    named = {need.partition("_")[0] for need in needs}
-    if "teacher" in named:
-        named.add("target")
-    return [domain for domain in ("target", "labelled", "pseudo") if domain in named]
+    def check(self, network: nn.Module, there: set[str]) -> None:
+        """Raise UserError where a method cannot work on a network or with the images there are.
+
+        Args:
+            network: the student's.
+            there: domains beside the source that have images.
+        """
+        for domain, flag in (("labelled", "--target-labels"), ("pseudo", "--pseudo-labels")):
+            if (domain in self.domains) != (domain in there):
+                verb = "needs" if domain in self.domains else "does not use"
+                raise UserError(f"--method {' '.join(self) or 'none'} {verb} {flag}")
+        for method in self.values():
+            method.check(network)
+
+    def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
+        """Return the terms of all methods.
+
+        Raises:
+            UserError: two methods give a term the same name.
+        """
+        terms, owner = {}, {}
+        for name, method in self.items():
+            for term, value in method(seen, student).items():
+                if term in terms:
+                    raise UserError(
+                        f"methods {owner[term]} and {name} both have a term called {term!r}"
+                    )
+                terms[term], owner[term] = value, name
+        return terms
+
+    def after_step(self, rate: float) -> dict[str, Tensor]:
+        """Let every method train what is its own; return what there is to log."""
+        logged = {}
+        for method in self.values():
+            logged |= method.after_step(rate)
+        return logged
+
+    def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
+        """Return every method's values to log and warnings."""
+        values, warnings = {}, []
+        for method in self.values():
+            own, more = method.diagnose()
+            values |= own
+            warnings += more
+        return values, warnings
+
+    def finish(self, network: nn.Module, target: Callable[[], Iterable[Tensor]]) -> bool:
+        """Let every method change the trained network; return whether one did."""
+        return any([method.finish(network, target) for method in self.values()])

@@ -1,19 +1,19 @@
 """Output-space adversarial adaptation: AdaptSegNet and AdvEnt."""
 
-import argparse
-from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine import processes
 from engine.errors import UserError
-from engine.parsing import at_least
-from methods.base import Method
+from engine.words import Count, Weight
+from methods.base import Method, Seen, Setting
 from models.discriminator import FCDiscriminator
 from models.outputs import resize
 from training import losses
 from training.schedule import set_rate
+from training.student import Student
 
 
 class Adversarial(Method):
@@ -29,54 +29,35 @@ class Adversarial(Method):
     needs = frozenset({"target_out"})
     term = "adv"
 
-    @staticmethod
-    def add_options(group: argparse._ArgumentGroup) -> None:
-        """Add the discriminators' flags; advent shares them."""
-        group.add_argument("--gan", choices=["Vanilla", "LS"], default="Vanilla")
-        weight, count = at_least(0, float), at_least(1)
-        group.add_argument("--lambda-adv-target1", type=weight, default=0.0002, help="aux output")
-        group.add_argument("--lambda-adv-target2", type=weight, default=0.001, help="main output")
-        group.add_argument("--learning-rate-D", type=weight, default=1e-4, help="Adam's")
-        group.add_argument(
-            "--discriminator-width", type=count, default=64, help="channels of its first layer"
-        )
-        group.add_argument(
-            "--discriminator-at",
-            choices=["input", "output"],
-            default="input",
-            help="resolution of the maps it sees: the images' (published) or the network's own",
-        )
-
     def __init__(
         self,
+        setting: Setting,
         *,
-        num_classes: int,
-        multi_level: bool,
-        align_corners: bool,
-        gan: str,
-        lambda_adv_target1: float,
-        lambda_adv_target2: float,
-        learning_rate_D: float,
-        discriminator_width: int,
-        discriminator_at: str,
-        autocast: Callable,
-        iter_size: int = 1,
+        gan: Annotated[Literal["Vanilla", "LS"], "log-likelihood or least squares"] = "Vanilla",
+        lambda_adv_target1: Annotated[Weight, "of the auxiliary output"] = 0.0002,
+        lambda_adv_target2: Annotated[Weight, "of the main output"] = 0.001,
+        learning_rate_D: Annotated[Weight, "of the discriminators' Adam"] = 1e-4,
+        discriminator_width: Annotated[Count, "channels of its first layer"] = 64,
+        discriminator_at: Annotated[
+            Literal["input", "output"],
+            "resolution of the maps it sees: the images' (published) or the network's own",
+        ] = "input",
     ):
         super().__init__()
-        self.autocast, self.iter_size = autocast, iter_size
-        self.gan, self.at, self.align_corners = gan, discriminator_at, align_corners
-        self.weights = {"out": lambda_adv_target2}
-        if multi_level:
-            self.weights["aux"] = lambda_adv_target1
+        self.autocast, self.iter_size = setting.autocast, setting.iter_size
+        self.gan, self.at, self.align_corners = gan, discriminator_at, setting.align_corners
+        weights = {"out": lambda_adv_target2, "aux": lambda_adv_target1}
+        self.weights = {head: weights[head] for head in setting.heads}
+        width, classes = discriminator_width, setting.num_classes
         self.discriminators = nn.ModuleDict(
-            {level: FCDiscriminator(num_classes, discriminator_width) for level in self.weights}
+            {head: FCDiscriminator(classes, width) for head in setting.heads}
         )
         self.optimizer = torch.optim.Adam(
             self.discriminators.parameters(), lr=learning_rate_D, betas=(0.9, 0.99)
         )
-        self._logged: dict[str, torch.Tensor] = {}
+        self._logged: dict[str, Tensor] = {}
 
-    def _maps(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def _maps(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Return what the discriminator looks at: the class probabilities."""
         if self.at == "input":
             logits = resize(logits, size, self.align_corners)
@@ -85,34 +66,34 @@ class Adversarial(Method):
             raise UserError(f"the discriminator needs maps of 32x32 or more, not {shape}")
         return logits.float().softmax(1)
 
-    def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
+    def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
         """Ask the discriminators to take the target outputs for source outputs."""
         terms = {}
-        for level, weight in self.weights.items():
+        for head, weight in self.weights.items():
             with torch.no_grad():
-                source = self._maps(batch["source_out"][level], batch["source_image"].shape[-2:])
-            target = self._maps(batch["target_out"][level], batch["target_image"].shape[-2:])
+                source = self._maps(seen.source.outputs[head], seen.source.image.shape[-2:])
+            target = self._maps(seen.target.outputs[head], seen.target.image.shape[-2:])
             self.requires_grad_(False)  # the network's term must not train the discriminators
-            terms[f"{self.term}_{level}"] = weight * self._judge(level, target, 0.0)
+            terms[f"{self.term}_{head}"] = weight * self._judge(head, target, 0.0)
             self.requires_grad_(True)
-            self._teach(level, source, target.detach())
+            self._teach(head, source, target.detach())
         return terms
 
-    def _judge(self, level: str, maps: torch.Tensor, domain: float) -> torch.Tensor:
+    def _judge(self, head: str, maps: Tensor, domain: float) -> Tensor:
         """Return how far a discriminator's decision is from `domain`."""
         with self.autocast():
-            decision = self.discriminators[level](maps)
+            decision = self.discriminators[head](maps)
         return losses.gan(decision, domain, self.gan)
 
-    def _teach(self, level: str, source: torch.Tensor, target: torch.Tensor) -> None:
+    def _teach(self, head: str, source: Tensor, target: Tensor) -> None:
         """Add the gradients of a discriminator's own loss to those of the step's other batches."""
-        loss = self._judge(level, source, 0.0) / 2 + self._judge(level, target, 1.0) / 2
+        loss = self._judge(head, source, 0.0) / 2 + self._judge(head, target, 1.0) / 2
         loss = loss / self.iter_size
         loss.backward()
-        name = f"D_{self.term}_{level}"
+        name = f"D_{self.term}_{head}"
         self._logged[name] = self._logged.get(name, 0.0) + loss.detach()
 
-    def after_step(self, rate: float) -> dict[str, torch.Tensor]:
+    def after_step(self, rate: float) -> dict[str, Tensor]:
         """Apply the gradients that the discriminators have gathered since the last step."""
         processes.average(self, of="gradients")
         set_rate(self.optimizer, rate)
@@ -138,5 +119,5 @@ class Advent(Adversarial):
 
     term = "advent"
 
-    def _maps(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def _maps(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return losses.weighted_information(super()._maps(logits, size))

@@ -1,40 +1,95 @@
-"""What every method is, and what a teacher's pseudo labels are watched for."""
+"""What every method is, what it is told of the run, and what it sees of a step."""
 
-import argparse
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import kernels
+from training.batch import Batch
+from training.student import Student
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Facts of the run that methods are built with.
+
+    Attributes:
+        num_classes: C.
+        heads: the network's maps of class logits: out and, where it has one, aux.
+        align_corners: how logits are resized.
+        autocast: returns the context in which networks run.
+        class_weight: float [C] of the source's loss, or None.
+        iter_size: batches of a step.
+    """
+
+    num_classes: int
+    heads: tuple[str, ...] = ("out",)
+    align_corners: bool = False
+    autocast: Callable[[], AbstractContextManager] = torch.enable_grad
+    class_weight: Tensor | None = None
+    iter_size: int = 1
+
+
+@dataclass
+class Seen:
+    """One batch of every domain, forwarded once for all methods together.
+
+    Attributes:
+        step: how many were done.
+        source: image, label, and outputs without gradients.
+        target: image; outputs where a method needs them.
+        labelled: image and label of `--target-labels`; outputs where needed.
+        pseudo: image, label and perhaps weight of `--pseudo-labels`; outputs where needed.
+        teacher: the teacher's outputs on the target's image.
+    """
+
+    step: int
+    source: Batch
+    target: Batch | None = None
+    labelled: Batch | None = None
+    pseudo: Batch | None = None
+    teacher: dict[str, Tensor] | None = None
 
 
 class Method(nn.Module):
-    """What a method does when it does nothing."""
+    """What a method does when it does nothing.
+
+    A method is an nn.Module, so that one state_dict holds its networks and, as extra state, its
+    optimiser. Its constructor takes a `Setting`, and keywords that are its command-line flags.
+
+    Attributes:
+        needs: what `Seen` must hold beside the source: target, labelled, pseudo for a domain's
+            images; DOMAIN_out for the student's outputs on them, too; DOMAIN_detached for the same,
+            without gradients unless another method needs DOMAIN_out; teacher_out.
+    """
 
     needs: frozenset[str] = frozenset()
 
-    @staticmethod
-    def add_options(group: argparse._ArgumentGroup) -> None:
-        """Add the method's flags to the script's parser."""
-
-    def check(self, model: nn.Module) -> None:
+    def check(self, network: nn.Module) -> None:
         """Raise UserError where the method cannot work on a network, before any step."""
 
-    def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
-        """Return the weighted loss terms of one batch."""
+    def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
+        """Return the weighted loss terms of one batch, by names that no other method has."""
         return {}
 
-    def after_step(self, rate: float) -> dict[str, torch.Tensor]:
+    def after_step(self, rate: float) -> dict[str, Tensor]:
         """Train what is the method's own; `rate` is the schedule's factor. Return losses to log."""
         return {}
 
-    def diagnose(self) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return values to log and warnings, of the time since the last call."""
         return {}, []
 
-    def finish(self, model: nn.Module, batches: Iterable[torch.Tensor]) -> bool:
-        """Change the trained model once, at the end, given normalised target images."""
+    def finish(self, network: nn.Module, target: Callable[[], Iterable[Tensor]]) -> bool:
+        """Change the trained network once, at the end; return whether it was changed.
+
+        Args:
+            network: in training mode.
+            target: starts a pass over the target's images, float [N,3,H,W], normalised.
+        """
         return False
 
 
@@ -49,9 +104,9 @@ class Watch:
     def __init__(self, name: str, num_classes: int):
         self.name, self.num_classes = name, num_classes
         self._pixels: int = 0
-        self._counts: torch.Tensor | int = 0
+        self._counts: Tensor | int = 0
 
-    def count(self, pseudo: torch.Tensor, sure: torch.Tensor, source_label: torch.Tensor) -> None:
+    def count(self, pseudo: Tensor, sure: Tensor, source_label: Tensor) -> None:
         """Count a batch; does not make the host wait.
 
         Args:
@@ -66,7 +121,7 @@ class Watch:
         self._counts = self._counts + torch.stack(counts)
         self._pixels += pseudo.numel()
 
-    def read(self) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def read(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return what was counted since the last call: values to log, and a warning or none.
 
         The values are the share of confident pixels, and among those the number of classes and

@@ -1,14 +1,14 @@
 """Entropy minimisation."""
 
-import argparse
-from collections.abc import Callable
+from typing import Annotated
 
-import torch
+from torch import Tensor
 
-from engine.parsing import at_least
-from methods.base import Method
+from engine.words import Weight
+from methods.base import Method, Seen, Setting
 from models.outputs import resize
 from training import losses
+from training.student import Student
 
 
 class Entropy(Method):
@@ -19,32 +19,22 @@ class Entropy(Method):
 
     needs = frozenset({"target_out"})
 
-    @staticmethod
-    def add_options(group: argparse._ArgumentGroup) -> None:
-        """Add the two weights."""
-        weight = at_least(0, float)
-        group.add_argument("--lambda-entropy", type=weight, default=0.001, help="main output")
-        group.add_argument("--lambda-entropy-aux", type=weight, default=0.0002, help="aux output")
-
     def __init__(
         self,
+        setting: Setting,
         *,
-        multi_level: bool,
-        align_corners: bool,
-        lambda_entropy: float,
-        lambda_entropy_aux: float,
+        lambda_entropy: Annotated[Weight, "of the main output"] = 0.001,
+        lambda_entropy_aux: Annotated[Weight, "of the auxiliary output"] = 0.0002,
     ):
         super().__init__()
-        self.align_corners = align_corners
-        self.weights = {"out": lambda_entropy}
-        if multi_level:
-            self.weights["aux"] = lambda_entropy_aux
+        self.align_corners = setting.align_corners
+        weights = {"out": lambda_entropy, "aux": lambda_entropy_aux}
+        self.weights = {head: weights[head] for head in setting.heads}
 
-    def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
-        """Return the normalised entropy of each output level, at the images' resolution."""
-        size = batch["target_image"].shape[-2:]
-        return {
-            f"entropy_{level}": weight
-            * losses.entropy(resize(batch["target_out"][level], size, self.align_corners))
-            for level, weight in self.weights.items()
-        }
+    def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
+        """Return the normalised entropy of each output, at the images' resolution."""
+        size, terms = seen.target.image.shape[-2:], {}
+        for head, weight in self.weights.items():
+            logits = resize(seen.target.outputs[head], size, self.align_corners)
+            terms[f"entropy_{head}"] = weight * losses.entropy(logits)
+        return terms

@@ -1,16 +1,16 @@
 """Weak-to-strong consistency."""
 
-import argparse
-from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from torch import Tensor
 
 import kernels
 from engine.errors import UserError
-from engine.parsing import at_least, between
-from methods.base import Method, Watch
-from training import losses
+from engine.words import HueTurns, Share, Weight
+from methods.base import Method, Seen, Setting, Watch
 from training.augment import geometry
+from training.student import Student
 
 
 class FixMatch(Method):
@@ -26,53 +26,34 @@ class FixMatch(Method):
 
     needs = frozenset({"target_detached"})
 
-    @staticmethod
-    def add_options(group: argparse._ArgumentGroup) -> None:
-        """Add the weight, the threshold and what makes a view strong."""
-        share = between(0, 1)
-        group.add_argument("--lambda-fixmatch", type=at_least(0, float), default=1.0)
-        group.add_argument("--fixmatch-threshold", type=share, default=0.95, help="confidence")
-        group.add_argument("--fixmatch-jitter", type=share, default=0.5, help="colours, p = 0.8")
-        group.add_argument(
-            "--fixmatch-hue", type=between(0, 0.5), default=0.25, help="its hue, in turns"
-        )
-        group.add_argument("--fixmatch-blur", type=share, default=0.5, help="its probability")
-        group.add_argument(
-            "--fixmatch-cutmix",
-            type=share,
-            default=0.0,
-            metavar="P",
-            help="probability of pasting a box of another target image; default %(default)s",
-        )
-
     def __init__(
         self,
+        setting: Setting,
         *,
-        num_classes: int,
-        align_corners: bool,
-        lambda_seg: float,
-        lambda_fixmatch: float,
-        fixmatch_threshold: float,
-        fixmatch_jitter: float,
-        fixmatch_hue: float,
-        fixmatch_blur: float,
-        fixmatch_cutmix: float,
+        lambda_fixmatch: Annotated[Weight, "of its term"] = 1.0,
+        fixmatch_threshold: Annotated[Share, "confidence from which a pixel counts"] = 0.95,
+        fixmatch_jitter: Annotated[Share, "colour jitter of the strong view, p = 0.8"] = 0.5,
+        fixmatch_hue: Annotated[HueTurns, "its hue, in turns"] = 0.25,
+        fixmatch_blur: Annotated[Share, "probability of blurring the strong view"] = 0.5,
+        fixmatch_cutmix: Annotated[
+            Share, "probability of pasting a box of another target image"
+        ] = 0.0,
     ):
         super().__init__()
-        self.align_corners, self.lambda_seg = align_corners, lambda_seg
+        self.align_corners = setting.align_corners
         self.weight, self.threshold = lambda_fixmatch, fixmatch_threshold
         self.jitter, self.hue, self.blur = fixmatch_jitter, fixmatch_hue, fixmatch_blur
         self.cutmix = fixmatch_cutmix
-        self.watch = Watch("fixmatch", num_classes)
+        self.watch = Watch("fixmatch", setting.num_classes)
 
-    def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
+    def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
         """Return the cross-entropy of the strong view's outputs, where the weak one's are sure."""
-        image = batch["target_image"]
+        image = seen.target.image
         label, confidence = kernels.argmax_upsample(
-            batch["target_out"]["out"].detach(), image.shape[-2:], self.align_corners, True
+            seen.target.outputs["out"].detach(), image.shape[-2:], self.align_corners, True
         )
         sure = confidence >= self.threshold
-        self.watch.count(label, sure, batch["source_label"])
+        self.watch.count(label, sure, seen.source.label)
         image = geometry.color_jitter(image, self.jitter, self.hue, probability=0.8)
         image = geometry.gaussian_blur(image, self.blur, sigma=(0.1, 2.0))
         weight = sure.float()
@@ -85,10 +66,10 @@ class FixMatch(Method):
             boxes = boxes.to(image.device, non_blocking=True)
             below = [image, label, weight]
             image, label, weight = kernels.cutmix(below, [one.roll(1, 0) for one in below], boxes)
-        how = {"pixel_weight": weight, "align_corners": self.align_corners}
-        terms = losses.segmentation(student(image), label, self.lambda_seg, "fixmatch", **how)
+        how = {"pixel_weight": weight, "balanced": False}
+        terms = student.loss(student(image), label, "fixmatch", **how)
         return {name: self.weight * term for name, term in terms.items()}
 
-    def diagnose(self) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return how sure the network was of the plain images."""
         return self.watch.read()

@@ -1,16 +1,16 @@
 """Mixed images: ClassMix and CutMix, with a mean teacher's labels or true ones."""
 
-import argparse
-from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
+from torch import Tensor
 
 import kernels
 from engine.errors import UserError
-from engine.parsing import at_least, between
-from methods.base import Method, Watch
-from training import losses
+from engine.words import HueTurns, Share, Weight
+from methods.base import Method, Seen, Setting, Watch
 from training.augment import geometry
+from training.student import Student
 
 
 class Mix(Method):
@@ -29,93 +29,68 @@ class Mix(Method):
     images with their own labels are mixed, and the mean is over the labelled pixels.
     """
 
-    @staticmethod
-    def add_options(group: argparse._ArgumentGroup) -> None:
-        """Add the flags of mixing."""
-        group.add_argument("--mix", choices=["class", "box"], default="class")
-        group.add_argument(
-            "--mix-from",
-            choices=["source", "target"],
-            default="source",
-            help="whose parts are pasted onto target images; default %(default)s",
-        )
-        group.add_argument(
-            "--mix-labels",
-            choices=["teacher", "true"],
-            default="teacher",
-            help="of target images; true mixes those of --target-labels; default %(default)s",
-        )
-        group.add_argument(
-            "--mix-weight",
-            choices=["share", "pixel"],
-            default="share",
-            help="of the teacher's labels: the share of confident pixels, or 1 where confident",
-        )
-        weight, share = at_least(0, float), between(0, 1)
-        group.add_argument("--lambda-mix", type=weight, default=1.0)
-        group.add_argument("--mix-threshold", type=share, default=0.968, help="confidence")
-        group.add_argument("--mix-jitter", type=share, default=0.25, help="colour jitter, p = 0.8")
-        group.add_argument(
-            "--mix-hue", type=between(0, 0.5), default=0.0625, help="its hue, in turns"
-        )
-        group.add_argument("--mix-blur", type=share, default=0.5, help="probability of blurring")
-
     def __init__(
         self,
+        setting: Setting,
         *,
-        num_classes: int,
-        align_corners: bool,
-        lambda_seg: float,
-        mix: str,
-        mix_from: str,
-        mix_labels: str,
-        mix_weight: str,
-        lambda_mix: float,
-        mix_threshold: float,
-        mix_jitter: float,
-        mix_hue: float,
-        mix_blur: float,
+        mix: Annotated[
+            Literal["class", "box"], "what is pasted: half of the classes, or a box"
+        ] = "class",
+        mix_from: Annotated[
+            Literal["source", "target"], "whose parts are pasted onto target images"
+        ] = "source",
+        mix_labels: Annotated[
+            Literal["teacher", "true"], "of target images; true mixes those of --target-labels"
+        ] = "teacher",
+        mix_weight: Annotated[
+            Literal["share", "pixel"],
+            "of the teacher's labels: the share of confident pixels, or 1 where confident",
+        ] = "share",
+        lambda_mix: Annotated[Weight, "of its term"] = 1.0,
+        mix_threshold: Annotated[Share, "confidence that counts as sure"] = 0.968,
+        mix_jitter: Annotated[Share, "colour jitter of mixed images, p = 0.8"] = 0.25,
+        mix_hue: Annotated[HueTurns, "its hue, in turns"] = 0.0625,
+        mix_blur: Annotated[Share, "probability of blurring mixed images"] = 0.5,
     ):
         super().__init__()
-        self.align_corners, self.lambda_seg = align_corners, lambda_seg
+        self.align_corners = setting.align_corners
         self.kind, self.paste, self.per_pixel = mix, mix_from, mix_weight == "pixel"
         self.weight, self.threshold = lambda_mix, mix_threshold
         self.jitter, self.hue, self.blur = mix_jitter, mix_hue, mix_blur
         self.true_labels = mix_labels == "true"
         self.needs = frozenset({"labelled" if self.true_labels else "teacher_out"})
-        self.watch = Watch("mix", num_classes)
+        self.watch = Watch("mix", setting.num_classes)
 
-    def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
+    def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
         """Return the cross-entropy on the mixed images."""
-        below = self._labelled(batch) if self.true_labels else self._by_teacher(batch)
-        image, label, *weight = self._pasted(below, batch)
+        below = self._labelled(seen) if self.true_labels else self._by_teacher(seen)
+        image, label, *weight = self._pasted(below, seen)
         image = geometry.color_jitter(image, self.jitter, self.hue, probability=0.8)
         image = geometry.gaussian_blur(image, self.blur)
-        out = student(image)
-        how = {"pixel_weight": weight[0] if weight else None, "align_corners": self.align_corners}
-        terms = losses.segmentation(out, label, self.lambda_seg, "mix", **how)
+        how = {"pixel_weight": weight[0] if weight else None, "balanced": False}
+        terms = student.loss(student(image), label, "mix", **how)
         return {name: self.weight * term for name, term in terms.items()}
 
     @staticmethod
-    def _labelled(batch: dict) -> list[torch.Tensor]:
-        return [batch["labelled_image"], batch["labelled_label"]]
+    def _labelled(seen: Seen) -> list[Tensor]:
+        return [seen.labelled.image, seen.labelled.label]
 
-    def _by_teacher(self, batch: dict) -> list[torch.Tensor]:
+    def _by_teacher(self, seen: Seen) -> list[Tensor]:
         """Return the target images, the teacher's labels of them, and their pixels' weights."""
-        target = batch["target_image"]
+        target = seen.target.image
         pseudo, confidence = kernels.argmax_upsample(
-            batch["teacher_out"]["out"], target.shape[-2:], self.align_corners, True
+            seen.teacher["out"], target.shape[-2:], self.align_corners, True
         )
         sure = confidence >= self.threshold
-        self.watch.count(pseudo, sure, batch["source_label"])
+        self.watch.count(pseudo, sure, seen.source.label)
         weight = sure.float() if self.per_pixel else sure.float().mean().expand_as(confidence)
         return [target, pseudo, weight]
 
-    def _pasted(self, below: list[torch.Tensor], batch: dict) -> list[torch.Tensor]:
+    def _pasted(self, below: list[Tensor], seen: Seen) -> list[Tensor]:
         """Return the maps `below` with parts of source images, or of one another, on top."""
         target = below[0]
         if self.paste == "source":
-            above = [batch["source_image"], batch["source_label"]]
+            above = [seen.source.image, seen.source.label]
             above += [torch.ones_like(weight) for weight in below[2:]]
         elif len(target) == 1:
             raise UserError("--mix-from target pastes within a batch: give --batch-size 2 or more")
@@ -132,6 +107,6 @@ class Mix(Method):
         boxes = geometry.half_area_boxes(len(image), *image.shape[-2:])
         return kernels.cutmix(below, above, boxes.to(image.device, non_blocking=True))
 
-    def diagnose(self) -> tuple[dict[str, torch.Tensor], list[str]]:
+    def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return how sure the teacher was."""
         return self.watch.read()

@@ -1,16 +1,15 @@
 """What two heads of one network disagree on: memory regularisation and rectified labels."""
 
-import argparse
-from collections.abc import Callable
+from typing import Annotated
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.parsing import at_least
-from methods.base import Method
+from engine.words import Steps, Weight
+from methods.base import Method, Seen, Setting
 from models.outputs import divergence, resize
+from training.student import Student
 
 
 class _TwoHeads(Method):
@@ -18,9 +17,9 @@ class _TwoHeads(Method):
 
     name = ""
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, network: nn.Module) -> None:
         """Raise UserError for a network with one head."""
-        if not model.arch.get("multi_level"):
+        if "aux" not in network.heads:
             raise UserError(
                 f"--method {self.name} compares two heads: give --multi-level "
                 "(deeplabv2, deeplabv3plus, pidnet)"
@@ -40,30 +39,25 @@ class Memory(_TwoHeads):
     name = "memory"
     needs = frozenset({"target_out"})
 
-    @staticmethod
-    def add_options(group: argparse._ArgumentGroup) -> None:
-        """Add the weight and when it begins."""
-        group.add_argument("--lambda-memory", type=at_least(0, float), default=0.1)
-        group.add_argument(
-            "--memory-from",
-            type=at_least(0),
-            default=0,
-            metavar="STEP",
-            help="the weight is 0 before, as the heads know little; default %(default)s",
-        )
-
-    def __init__(self, *, align_corners: bool, lambda_memory: float, memory_from: int):
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        lambda_memory: Annotated[Weight, "of its terms"] = 0.1,
+        memory_from: Annotated[Steps, "step before which the weight is 0: heads know little"] = 0,
+    ):
         super().__init__()
-        self.align_corners, self.weight, self.start = align_corners, lambda_memory, memory_from
+        self.align_corners = setting.align_corners
+        self.weight, self.start = lambda_memory, memory_from
 
-    def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
+    def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
         """Return the divergence of the two heads from their common prediction."""
-        size = batch["target_image"].shape[-2:]
+        size = seen.target.image.shape[-2:]
         main, aux = (
-            resize(batch["target_out"][level], size, self.align_corners) for level in ("out", "aux")
+            resize(seen.target.outputs[head], size, self.align_corners) for head in ("out", "aux")
         )
         common = F.log_softmax(0.5 * aux + main, dim=1).detach()
-        weight = self.weight if batch["step"] >= self.start else 0.0
+        weight = self.weight if seen.step >= self.start else 0.0
         return {
             name: weight * divergence(common, F.log_softmax(head, dim=1)).mean()
             for name, head in (("memory", main), ("memory_aux", aux))
@@ -74,9 +68,9 @@ class Rectify(_TwoHeads):
     """Trust a pseudo label as far as the two heads agree on the pixel.
 
     For each head, with v = KL(other head || this head) of each pixel, the term is
-    mean(exp(-v) * cross-entropy) + mean(v); the auxiliary head's is weighted by lambda_seg. The
-    gradient of v reaches both heads. Pixels without a label have no cross-entropy but their v
-    counts, and both means are over all pixels. With the labels' confidence (pseudo_weight), the
+    mean(exp(-v) * cross-entropy) + mean(v); the auxiliary head's is weighted as in the network's
+    own loss. The gradient of v reaches both heads. Pixels without a label have no cross-entropy but
+    their v counts, and both means are over all pixels. With the labels' confidence, the
     cross-entropy is weighted by it too.
 
     Source: Zheng and Yang 2021 (Rectifying Pseudo Label Learning via Uncertainty Estimation),
@@ -88,33 +82,22 @@ class Rectify(_TwoHeads):
     name = "rectify"
     needs = frozenset({"pseudo_out"})
 
-    @staticmethod
-    def add_options(group: argparse._ArgumentGroup) -> None:
-        """Add the weight."""
-        group.add_argument("--lambda-rectify", type=at_least(0, float), default=1.0)
-
     def __init__(
-        self,
-        *,
-        align_corners: bool,
-        lambda_seg: float,
-        lambda_rectify: float,
-        class_weight: torch.Tensor | None = None,
+        self, setting: Setting, *, lambda_rectify: Annotated[Weight, "of its terms"] = 1.0
     ):
         super().__init__()
-        self.align_corners, self.lambda_seg, self.weight = align_corners, lambda_seg, lambda_rectify
-        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.align_corners, self.weight = setting.align_corners, lambda_rectify
+        self.register_buffer("class_weight", setting.class_weight, persistent=False)
 
-    def forward(self, batch: dict, student: Callable) -> dict[str, torch.Tensor]:
+    def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
         """Return the rectified cross-entropy of both heads on the pseudo-labelled images."""
-        label, confidence = batch["pseudo_label"], batch["pseudo_weight"]
+        label, confidence = seen.pseudo.label, seen.pseudo.weight
+        outputs, size = seen.pseudo.outputs, label.shape[-2:]
         main, aux = (
-            F.log_softmax(
-                resize(batch["pseudo_out"][level], label.shape[-2:], self.align_corners), 1
-            )
-            for level in ("out", "aux")
+            F.log_softmax(resize(outputs[head], size, self.align_corners), 1)
+            for head in ("out", "aux")
         )
-        aux_weight = self.weight * self.lambda_seg
+        aux_weight = self.weight * student.network.aux_weight
         return {
             "rectify": self.weight * self._term(main, aux, label, confidence),
             "rectify_aux": aux_weight * self._term(aux, main, label, confidence),
@@ -122,11 +105,11 @@ class Rectify(_TwoHeads):
 
     def _term(
         self,
-        head: torch.Tensor,
-        other: torch.Tensor,
-        label: torch.Tensor,
-        confidence: torch.Tensor | None,
-    ) -> torch.Tensor:
+        head: Tensor,
+        other: Tensor,
+        label: Tensor,
+        confidence: Tensor | None,
+    ) -> Tensor:
         """Return one head's term, given log-probabilities [N,C,H,W] and maps [N,H,W]."""
         wrong = F.nll_loss(
             head, label.long(), weight=self.class_weight, ignore_index=255, reduction="none"

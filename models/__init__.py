@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import inspect
 
-from torch import nn
-
 from engine.errors import UserError
+from models.base import Network
 from models.compact import Compact
 from models.deeplabv2 import DeepLabV2
 from models.deeplabv3plus import DeepLabV3Plus
-from models.layers import choose, fold_batchnorm
+from models.layers import choose
 from models.normalisation import NORMALISATIONS, normalise
 from models.pidnet import PIDNet
-from models.recompute import checkpoint_activations
-from models.sync_batchnorm import SyncBatchNorm2d, sync_batchnorm
+from models.transforms import (
+    SyncBatchNorm2d,
+    checkpoint_activations,
+    fold_batchnorm,
+    sync_batchnorm,
+)
 from models.weights import LoadReport, load_state, load_weights, read_weights_file
 
 __all__ = [
     "MODELS",
     "NORMALISATIONS",
     "LoadReport",
+    "Network",
     "SyncBatchNorm2d",
     "build_model",
     "checkpoint_activations",
@@ -32,15 +36,17 @@ __all__ = [
     "sync_batchnorm",
 ]
 
-MODELS = {
+MODELS: dict[str, type[Network]] = {
     "compact": Compact,
     "deeplabv2": DeepLabV2,
     "deeplabv3plus": DeepLabV3Plus,
     "pidnet": PIDNet,
 }
+# keywords of earlier versions, in their checkpoints and on command lines
+RENAMED = {"backbone": "encoder"}
 
 
-def build_model(name: str, num_classes: int, **options) -> nn.Module:
+def build_model(name: str, num_classes: int, **options) -> Network:
     """Build a network with random weights.
 
     Args:
@@ -49,12 +55,9 @@ def build_model(name: str, num_classes: int, **options) -> nn.Module:
         **options: what the class of that name takes; `build_model(**model.arch)` builds it again.
 
     Returns:
-        A module with
-
-        - `forward(images, aux=True)`: float [N,3,H,W], normalised -> {"out": logits [N,C,h,w] at
-          the network's own stride, and "aux" if it has an auxiliary classifier and aux is True};
-        - `param_groups(lr)`: the trainable parameters exactly once, for an optimizer;
-        - `arch` and `normalisation`: plain dicts for the checkpoint. See `normalise`.
+        A network whose `forward(images, aux=True)` turns float [N,3,H,W], normalised, into {"out":
+        logits [N,C,h,w] at the network's own stride, and "aux" if it has an auxiliary classifier
+        and aux is True}; see `Network`.
 
     Raises:
         UserError: a name, option or value that does not exist; the message lists what does.
@@ -62,8 +65,14 @@ def build_model(name: str, num_classes: int, **options) -> nn.Module:
     choose("model", name, MODELS)
     if not 1 <= num_classes <= 255:
         raise UserError(f"num_classes is {num_classes}, must be 1 to 255")
-    known = [p for p in inspect.signature(MODELS[name]).parameters if p != "num_classes"]
+    options = {RENAMED.get(key, key): value for key, value in options.items()}
+    signature = inspect.signature(MODELS[name])
+    known = [key for key in signature.parameters if key != "num_classes"]
     for option in options:
         if option not in known:
             raise UserError(f"model {name} has no option {option!r}, it has {', '.join(known)}")
-    return MODELS[name](num_classes, **options)
+    bound = signature.bind(num_classes, **options)
+    bound.apply_defaults()
+    model = MODELS[name](*bound.args, **bound.kwargs)
+    model.arch = {"name": name, **bound.arguments}
+    return model

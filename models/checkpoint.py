@@ -45,5 +45,6 @@ def load_model(path: str | Path, device: torch.device) -> tuple[torch.nn.Module,
     model = models.build_model(**checkpoint["arch"])
     models.load_state(model, checkpoint, str(path), strict=True)
     model.normalisation = checkpoint["normalisation"]
+    model.align_corners = checkpoint.get("align_corners", model.align_corners)
     del checkpoint["model"]
     return model.eval().to(device, memory_format=torch.channels_last), checkpoint

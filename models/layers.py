@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -183,40 +181,3 @@ def _join_grids(x: Tensor, step: int, height: int, width: int) -> Tensor:
     x = x.permute(0, 3, 1, 4, 2, 5).reshape(m // step**2, h * step, w * step, c)
     # Cropped before the permutation, so that the gradient of the crop has this memory order too.
     return x[:, :height, :width].permute(0, 3, 1, 2)
-
-
-def fold_batchnorm(model: nn.Module) -> nn.Module:
-    """Copy a model for inference with every batch norm folded into the convolution before it.
-
-    The convention of models/: a BatchNorm2d registered right after a Conv2d in the same module is
-    applied right after it. The scale is computed in float64, so the outputs differ from the
-    original's in evaluation mode by float32 rounding only. Under bfloat16 other weights are rounded
-    than before, which costs no more than rounding them does, given `in_float32`.
-
-    Args:
-        model: any model of this folder; left as it is.
-
-    Returns:
-        A copy in evaluation mode, without gradients.
-
-    Source: Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
-    Integer-Arithmetic-Only Inference, section 3.2 (the same fold, here without quantisation).
-    """
-    folded = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in folded.modules():
-        children = list(module.named_children())
-        for (_, conv), (bn_name, bn) in itertools.pairwise(children):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-                _fold(conv, bn)
-                setattr(module, bn_name, nn.Identity())
-    return folded
-
-
-def _fold(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> None:
-    scale = bn.weight.double() * (bn.running_var.double() + bn.eps).rsqrt()
-    bias = 0.0 if conv.bias is None else conv.bias.double()
-    shift = bn.bias.double() + (bias - bn.running_mean.double()) * scale
-    weight = conv.weight
-    conv.weight = nn.Parameter((weight.double() * scale[:, None, None, None]).to(weight.dtype))
-    conv.bias = nn.Parameter(shift.to(weight.dtype))
-    conv.requires_grad_(False)

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import in_float32, require_positive, upsample_to
-from models.normalisation import NORMALISATIONS
-from models.recompute import Block
+from engine.words import Count
+from models.base import Network, PixelLoss
+from models.layers import choose, in_float32, require_positive, upsample_to
+from models.transforms import Block
+
+EDGE_BORDER, EDGE_WIDTH = 6, 4  # pixels without edges at the sides of a label; width of an edge
+
+
+class Size(NamedTuple):
+    """What differs between the published networks; channels."""
+
+    detail_blocks: int  # of layer1, layer2, layer3_, layer4_
+    context_blocks: int  # of layer3, layer4
+    width: int  # of the stem
+    pyramid: int
+    head: int
+    large: bool  # the context pyramid, boundary branch and fusion of PIDNet-L
+
+
+SIZES = {
+    "s": Size(2, 3, 32, 96, 128, large=False),
+    "m": Size(2, 3, 64, 96, 128, large=False),
+    "l": Size(3, 4, 64, 112, 256, large=True),
+}
+
+
+class PooledBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that a single value a channel does not stop: that is normalised as in evaluation.
+
+    The pyramid averages whole images; one image alone has no statistics there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
 
 
 def _conv_bn(inplanes: int, planes: int, size: int = 1, stride: int = 1) -> nn.Sequential:
@@ -18,7 +54,7 @@ def _conv_bn(inplanes: int, planes: int, size: int = 1, stride: int = 1) -> nn.S
 
 def _bn_relu_conv(inplanes: int, planes: int, size: int = 1, groups: int = 1) -> list[nn.Module]:
     conv = nn.Conv2d(inplanes, planes, size, 1, size // 2, groups=groups, bias=False)
-    return [nn.BatchNorm2d(inplanes), nn.ReLU(inplace=True), conv]
+    return [PooledBatchNorm2d(inplanes), nn.ReLU(inplace=True), conv]
 
 
 class BasicBlock(Block):
@@ -69,8 +105,8 @@ class Bottleneck(Block):
 
 
 def _stage(block: type, inplanes: int, planes: int, count: int, stride: int = 1) -> nn.Sequential:
-    """Build `count` blocks; the last one does not end in a ReLU."""
-    blocks = [block(inplanes, planes, stride, relu=count > 1)]
+    """Build `count` blocks; neither the last one nor a Bottleneck that begins ends in a ReLU."""
+    blocks = [block(inplanes, planes, stride, relu=block is BasicBlock)]
     for i in range(1, count):
         blocks.append(block(planes * block.expansion, planes, 1, relu=i < count - 1))
     return nn.Sequential(*blocks)
@@ -89,15 +125,22 @@ class Pag(nn.Module):
         return (1 - share) * detail + share * upsample_to(context, detail)
 
 
-class ContextPyramid(nn.Module):
-    """Average over four window sizes, side by side (PAPPM)."""
+def _pooled_scales(inplanes: int, branch: int) -> list[nn.Module]:
+    """Build the five scales that both pyramids begin with: as it is, three windows, everything."""
+    pools = [nn.AvgPool2d(size, stride, stride) for size, stride in ((5, 2), (9, 4), (17, 8))]
+    return [
+        nn.Sequential(*pool, *_bn_relu_conv(inplanes, branch))
+        for pool in ([], *([pool] for pool in pools), [nn.AdaptiveAvgPool2d(1)])
+    ]
+
+
+class ParallelPyramid(nn.Module):
+    """Average over four window sizes, side by side (PAPPM, of PIDNet-S and -M)."""
 
     def __init__(self, inplanes: int, branch: int, outplanes: int):
         super().__init__()
-        self.scale0 = nn.Sequential(*_bn_relu_conv(inplanes, branch))
-        pools = [nn.AvgPool2d(size, stride, stride) for size, stride in ((5, 2), (9, 4), (17, 8))]
-        for i, pool in enumerate([*pools, nn.AdaptiveAvgPool2d(1)], 1):
-            self.add_module(f"scale{i}", nn.Sequential(pool, *_bn_relu_conv(inplanes, branch)))
+        for i, scale in enumerate(_pooled_scales(inplanes, branch)):
+            self.add_module(f"scale{i}", scale)
         self.scale_process = nn.Sequential(*_bn_relu_conv(4 * branch, 4 * branch, 3, groups=4))
         self.compression = nn.Sequential(*_bn_relu_conv(5 * branch, outplanes))
         self.shortcut = nn.Sequential(*_bn_relu_conv(inplanes, outplanes))
@@ -108,6 +151,42 @@ class ContextPyramid(nn.Module):
         pooled = torch.cat([upsample_to(scale(x), own) + own for scale in scales], 1)
         together = torch.cat([own, self.scale_process(pooled)], 1)
         return self.compression(together) + self.shortcut(x)
+
+
+class SerialPyramid(nn.Module):
+    """Average over four window sizes, each upon the one before (DAPPM, of PIDNet-L)."""
+
+    def __init__(self, inplanes: int, branch: int, outplanes: int):
+        super().__init__()
+        for i, scale in enumerate(_pooled_scales(inplanes, branch)):
+            self.add_module(f"scale{i}", scale)
+        for i in range(1, 5):
+            self.add_module(f"process{i}", nn.Sequential(*_bn_relu_conv(branch, branch, 3)))
+        self.compression = nn.Sequential(*_bn_relu_conv(5 * branch, outplanes))
+        self.shortcut = nn.Sequential(*_bn_relu_conv(inplanes, outplanes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [self.scale0(x)]
+        for scale, process in (
+            (self.scale1, self.process1),
+            (self.scale2, self.process2),
+            (self.scale3, self.process3),
+            (self.scale4, self.process4),
+        ):
+            maps.append(process(upsample_to(scale(x), maps[0]) + maps[-1]))
+        return self.compression(torch.cat(maps, 1)) + self.shortcut(x)
+
+
+class Bag(nn.Module):
+    """Boundary attention: detail at boundaries, context elsewhere, then one convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Sequential(*_bn_relu_conv(channels, channels, 3))
+
+    def forward(self, detail: Tensor, context: Tensor, boundary: Tensor) -> Tensor:
+        edge = torch.sigmoid(boundary)
+        return self.conv(edge * detail + (1 - edge) * context)
 
 
 class LightBag(nn.Module):
@@ -136,57 +215,118 @@ class Head(nn.Module):
         return self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
 
 
-class PIDNet(nn.Module):
-    """PIDNet-S.
+def edge_map(label: Tensor) -> Tensor:
+    """Return where ids change, float32 [N,H,W] of 0 and 1, as lines of `EDGE_WIDTH` pixels.
+
+    Args:
+        label: uint8 [N,H,W]; 255 is an id like the others.
+
+    Source: PIDNet datasets/base_dataset.py, where Canny looks at the ids of the whole image, its
+    border is cleared and the lines are dilated, all before the crop. Deviations: a pixel is on a
+    line whose right or lower neighbour has another id (on CamVid's labels the two agree to an IoU
+    of 0.91), and the crop is looked at, on its device; so an image that a random scale made
+    smaller than the crop has a line at its own border.
+    """
+    edge = torch.zeros(label.shape, device=label.device)
+    edge[:, :, :-1] += label[:, :, 1:] != label[:, :, :-1]
+    edge[:, :-1] += label[:, 1:] != label[:, :-1]
+    inside = (..., *[slice(EDGE_BORDER, size - EDGE_BORDER) for size in label.shape[1:]])
+    cleared = torch.zeros_like(edge)
+    cleared[inside] = edge[inside].clamp(max=1)
+    before = EDGE_WIDTH // 2
+    padded = F.pad(cleared, (before, EDGE_WIDTH - 1 - before) * 2)
+    return F.max_pool2d(padded[:, None], EDGE_WIDTH, 1)[:, 0]
+
+
+def balanced_bce(logits: Tensor, edge: Tensor) -> Tensor:
+    """Return the binary cross-entropy of edges, to which the few weigh as much as the many.
+
+    Args:
+        logits: float32 [N,H,W].
+        edge: float32 [N,H,W] of 0 and 1.
+
+    Source: PIDNet utils/criterion.py: edges weigh the share of the others in the whole batch, the
+    others that of the edges; the mean is over all pixels.
+    """
+    share = edge.mean()
+    weight = torch.where(edge == 1, 1 - share, share)
+    return F.binary_cross_entropy_with_logits(logits, edge, weight)
+
+
+class PIDNet(Network):
+    """PIDNet-S, -M and -L.
 
     Args:
         num_classes: C, classes predicted.
-        multi_level: an auxiliary classifier on the detail branch after its second mixing.
-        width: channels of the stem; the published network has 32, the pyramid 3 times and the
-            head 4 times as many.
+        size: of the published networks.
+        multi_level: an auxiliary classifier on the detail branch after its first mixing.
+        boundary: as published for training: that classifier and a boundary head.
+        width: channels of the stem; None for the size's. Pyramid and heads grow along.
 
     Raises:
         UserError: a width that is not positive.
 
-    Source: Xu et al. 2023, PIDNet (arXiv:2206.02066), figure 4, and models/pidnet.py of its
-    repository for the names of the layers, so that its files load. Deviation: the boundary head
-    and its two losses are left out; the auxiliary head has the weight that the script gives it
-    (0.4 there).
+    Source: Xu et al. 2023, PIDNet (arXiv:2206.02066), figure 4 and section 3.4, and
+    models/pidnet.py and utils/criterion.py of its repository: names of the layers, so that its
+    files load, and losses. Deviation: one image alone is normalised by running statistics where it
+    has been averaged to one value a channel, which theirs does not train on.
     """
 
-    def __init__(self, num_classes: int, *, multi_level: bool = False, width: int = 32):
-        super().__init__()
-        require_positive("width", [width])
-        self.arch = {"name": "pidnet", "num_classes": num_classes, "multi_level": multi_level}
-        self.arch["width"] = width
-        self.normalisation = dict(NORMALISATIONS["torchvision"])
-        w = width
+    align_corners = True
+    aux_weight = 0.4
+    boundary_weight = 20.0
+    boundary_above = 0.8  # probability from which a pixel counts for the boundary-aware term
+    default_loss: ClassVar[tuple[str, ...]] = ("ohem",)
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        size: Annotated[Literal["s", "m", "l"], "of the published networks"] = "s",
+        multi_level: Annotated[bool, "an auxiliary classifier"] = False,
+        boundary: Annotated[bool, "that classifier and a boundary head, as published"] = False,
+        width: Annotated[Count | None, "channels of the stem"] = None,
+    ):
+        super().__init__("torchvision")
+        choose("size of pidnet", size, SIZES)
+        m, n, planes, pyramid, head, large = SIZES[size]
+        w = planes if width is None else width
+        require_positive("width", [w])
+        pyramid, head = pyramid * w // planes, head * w // planes
+        edge = 2 * w if large else w  # channels of the boundary branch at its beginning
+        if multi_level or boundary:
+            self.heads = ("out", "aux")
         self.conv1 = nn.Sequential(
             *(nn.Conv2d(3, w, 3, 2, 1), nn.BatchNorm2d(w), nn.ReLU(inplace=True)),
             *(nn.Conv2d(w, w, 3, 2, 1), nn.BatchNorm2d(w), nn.ReLU(inplace=True)),
         )
-        self.layer1 = _stage(BasicBlock, w, w, 2)
-        self.layer2 = _stage(BasicBlock, w, 2 * w, 2, 2)
+        self.layer1 = _stage(BasicBlock, w, w, m)
+        self.layer2 = _stage(BasicBlock, w, 2 * w, m, 2)
         # I: context, down to 1/64
-        self.layer3 = _stage(BasicBlock, 2 * w, 4 * w, 3, 2)
-        self.layer4 = _stage(BasicBlock, 4 * w, 8 * w, 3, 2)
+        self.layer3 = _stage(BasicBlock, 2 * w, 4 * w, n, 2)
+        self.layer4 = _stage(BasicBlock, 4 * w, 8 * w, n, 2)
         self.layer5 = _stage(Bottleneck, 8 * w, 8 * w, 2, 2)
-        self.spp = ContextPyramid(16 * w, 3 * w, 4 * w)
+        self.spp = (SerialPyramid if large else ParallelPyramid)(16 * w, pyramid, 4 * w)
         # P: detail, at 1/8
         self.compression3, self.compression4 = _conv_bn(4 * w, 2 * w), _conv_bn(8 * w, 2 * w)
         self.pag3, self.pag4 = Pag(2 * w, w), Pag(2 * w, w)
-        self.layer3_ = _stage(BasicBlock, 2 * w, 2 * w, 2)
-        self.layer4_ = _stage(BasicBlock, 2 * w, 2 * w, 2)
+        self.layer3_ = _stage(BasicBlock, 2 * w, 2 * w, m)
+        self.layer4_ = _stage(BasicBlock, 2 * w, 2 * w, m)
         self.layer5_ = _stage(Bottleneck, 2 * w, 2 * w, 1)
         # D: boundaries, at 1/8
-        self.layer3_d = BasicBlock(2 * w, w, 1, relu=False)
-        self.layer4_d = _stage(Bottleneck, w, w, 1)
-        self.diff3, self.diff4 = _conv_bn(4 * w, w, 3), _conv_bn(8 * w, 2 * w, 3)
+        self.layer3_d = BasicBlock(2 * w, edge, 1, relu=False)
+        if large:
+            self.layer4_d = BasicBlock(edge, edge, 1, relu=False)
+        else:
+            self.layer4_d = _stage(Bottleneck, edge, edge, 1)
+        self.diff3, self.diff4 = _conv_bn(4 * w, edge, 3), _conv_bn(8 * w, 2 * w, 3)
         self.layer5_d = _stage(Bottleneck, 2 * w, 2 * w, 1)
-        self.dfm = LightBag(4 * w)
-        self.final_layer = Head(4 * w, 4 * w, num_classes)
-        if multi_level:
-            self.seghead_p = Head(2 * w, 4 * w, num_classes)
+        self.dfm = (Bag if large else LightBag)(4 * w)
+        self.final_layer = Head(4 * w, head, num_classes)
+        if "aux" in self.heads:
+            self.seghead_p = Head(2 * w, head, num_classes)
+        if boundary:
+            self.seghead_d = Head(2 * w, w, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -196,10 +336,11 @@ class PIDNet(nn.Module):
 
         Args:
             images: float [N,3,H,W], normalised.
-            aux: also run the auxiliary classifier, if there is one.
+            aux: also run the auxiliary classifier and the boundary head, where there are any.
 
         Returns:
-            "out": float [N,C,ceil(H/8),ceil(W/8)]; "aux" of the same shape.
+            "out": float [N,C,ceil(H/8),ceil(W/8)]; "aux" of the same shape; "boundary" with one
+            channel.
         """
         x = self.conv1[1:](in_float32(self.conv1[0], images))  # 1/4
         x = self.layer1(x)
@@ -213,13 +354,29 @@ class PIDNet(nn.Module):
         detail, edges = self.layer4_(F.relu(detail)), self.layer4_d(F.relu(edges))
         detail = self.pag4(detail, self.compression4(x))
         edges = edges + upsample_to(self.diff4(x), edges)
+        boundary = edges
         detail, edges = self.layer5_(F.relu(detail)), self.layer5_d(F.relu(edges))
         context = upsample_to(self.spp(self.layer5(x)), detail)  # from 1/64
         outputs = {"out": self.final_layer(self.dfm(detail, context, edges))}
         if aux and hasattr(self, "seghead_p"):
             outputs["aux"] = self.seghead_p(between)
+        if aux and hasattr(self, "seghead_d"):
+            outputs["boundary"] = self.seghead_d(boundary)
         return outputs
 
-    def param_groups(self, lr: float) -> list[dict]:
-        """Return all trainable parameters as one group, as its authors train it."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+    def loss(
+        self, outputs: dict[str, Tensor], label: Tensor, pixel_loss: PixelLoss
+    ) -> dict[str, Tensor]:
+        """Return the terms of section 3.4: main, auxiliary, boundaries, and main at boundaries.
+
+        The auxiliary output is held to its label by cross-entropy whatever the run's loss is.
+        """
+        terms = {"out": pixel_loss(outputs["out"], label)}
+        if "aux" in outputs:
+            terms["aux"] = self.aux_weight * pixel_loss(outputs["aux"], label, "ce")
+        if "boundary" in outputs:
+            logits = self.resize(outputs["boundary"], label.shape[-2:])[:, 0]
+            terms["boundary"] = self.boundary_weight * balanced_bce(logits, edge_map(label))
+            near = logits.detach().sigmoid() > self.boundary_above
+            terms["at_boundary"] = pixel_loss(outputs["out"], label.masked_fill(~near, 255))
+        return terms

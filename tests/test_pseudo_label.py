@@ -21,11 +21,12 @@ import pseudo_label
 import train_seg
 from datasets import write_label_png
 from engine.errors import UserError
+from engine.values import Loading, Views
 from inference import pseudo_folder, thresholds
 from inference.loop import predict
 from inference.predictor import Ensemble, Predictor
 from models.checkpoint import load_model
-from worlds import FRAMES, ROOT, on_camvid, open_camvid, script, write_checkpoint
+from worlds import FRAMES, ROOT, in_camvid, on_camvid, open_camvid, script, write_checkpoint
 
 VAL = ("--set", "val")
 
@@ -51,7 +52,7 @@ def predicted(camvid: Path, *checkpoints: Path) -> tuple[np.ndarray, np.ndarray]
     """Return ids and confidences of the validation images, by the mean of the networks."""
     networks = [load_model(path, torch.device("cpu"))[0] for path in checkpoints]
     predictor = Ensemble([Predictor(models.fold_batchnorm(network)) for network in networks])
-    images = predict(predictor, open_camvid(camvid), with_confidence=True, num_workers=0)
+    images = predict(predictor, open_camvid(camvid), Loading(), with_confidence=True)
     _, ids, confidence = zip(*images, strict=True)
     return torch.cat(ids).numpy(), torch.cat(confidence).numpy()
 
@@ -162,13 +163,11 @@ def test_a_portion_keeps_the_surest_of_each_class(checkpoint, camvid, tmp_path):
 # ------------------------------------------------------------------ maps
 
 
-class TwoHeads(nn.Module):
+class TwoHeads(models.Network):
     """Probabilities 0.8 and 0.2 of the main head, one half each of the auxiliary one."""
 
-    normalisation = models.NORMALISATIONS["caffe"]
-
     def __init__(self):
-        super().__init__()
+        super().__init__("caffe")
         self.nothing = nn.Parameter(torch.zeros(()))
         self.eval()
 
@@ -182,7 +181,7 @@ class TwoHeads(nn.Module):
 def test_disagreement_by_hand():
     image = torch.zeros(1, 3, 8, 12, dtype=torch.uint8)
     for how in ({}, {"scales": (1.0, 2.0), "flip": True}):
-        predictor = thresholds.WithVariance(Ensemble([Predictor(TwoHeads(), **how)]))
+        predictor = thresholds.WithVariance(Ensemble([Predictor(TwoHeads(), views=Views(**how))]))
         ids, confidence, divergence = predictor(image, (5, 7), True)
         assert ids.unique().tolist() == [0]
         torch.testing.assert_close(confidence, torch.full((1, 5, 7), 0.8))
@@ -219,7 +218,7 @@ def test_maps_lie_beside_the_labels(camvid, tmp_path):
     # its own predictions are read back without the maps
     evaluate.main(
         evaluate.parse_args(
-            ["--predictions", str(folder), "--dataset", "camvid", *on_camvid(camvid, *VAL)]
+            ["--predictions", str(folder), "--dataset", "camvid", *in_camvid(camvid, *VAL)]
         )
     )
 

@@ -185,7 +185,7 @@ def test_train_seg_trains_resumes_and_evaluate_needs_no_model_flag(data: str, tm
     ("flags", "message"),
     [
         ("--method magic", "invalid choice: 'magic' (choose from"),
-        ("--model unet", "model is 'unet', must be one of"),
+        ("--model unet", "--model unet: there are: compact, deeplabv2"),
         ("--source kitti --target streets", "unknown dataset 'kitti'; there are: camvid"),
         ("--input-size 1024x512", "expected W,H in pixels, for instance 1024,512: '1024x512'"),
         ("--input-size 0,512", "expected W,H in pixels"),
@@ -377,7 +377,7 @@ def test_only_the_newest_steps_are_kept(adapt, tmp_path: Path):
 def test_a_save_is_due_by_the_clock(adapt, tmp_path: Path, monkeypatch):
     saved = []
     save = Run.save
-    monkeypatch.setattr(Run, "save", lambda run, state: (saved.append(run.step), save(run, state)))
+    monkeypatch.setattr(Run, "save", lambda run: (saved.append(run.step), save(run)))
     flags = ["--num-steps", "3", "--num-workers", "0", "--save-every-minutes"]
     adapt(tmp_path / "often", *flags, "1e-9")
     assert saved == [0, 1, 2, 3]  # between the steps, and at the end

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import models
 from datasets import build_dataset
 from engine.files import save_atomic
+from methods import Adapting, Method, Seen, Setting
 from models.checkpoint import FORMAT
+from training.batch import Batch
+from training.losses import PixelLoss
+from training.student import Student
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,7 +90,13 @@ def write_checkpoint(path: Path, dataset: str, class_names: list[str], **changes
 
 
 def on_camvid(root: Path, *more) -> list:
-    return ["--data-dir", str(root), "--num-workers", "0", "--precision", "fp32", *more]
+    """Return the words that run networks on a CamVid folder."""
+    return [*in_camvid(root), "--num-workers", "0", "--precision", "fp32", *more]
+
+
+def in_camvid(root: Path, *more) -> list:
+    """Return the words that name a CamVid folder, without a network."""
+    return ["--data-dir", str(root), *more]
 
 
 def script(name: str, *words) -> subprocess.CompletedProcess:
@@ -97,24 +107,15 @@ def script(name: str, *words) -> subprocess.CompletedProcess:
 
 # ------------------------------------------------------------------ methods
 
+SETTING = Setting(num_classes=3, autocast=contextlib.nullcontext)
+# as few random changes as possible, and weights that are told apart
 VALUES = {
-    "num_classes": 3,
-    "multi_level": False,
-    "align_corners": False,
-    "gan": "Vanilla",
     "lambda_adv_target1": 0.2,
     "lambda_adv_target2": 0.5,
     "learning_rate_D": 1e-3,
     "discriminator_width": 4,
-    "discriminator_at": "input",
-    "autocast": contextlib.nullcontext,
     "lambda_entropy": 0.3,
     "lambda_entropy_aux": 0.1,
-    "lambda_seg": 0.1,
-    "mix": "class",
-    "mix_from": "source",
-    "mix_labels": "teacher",
-    "mix_weight": "share",
     "lambda_mix": 2.0,
     "mix_threshold": 0.9,
     "mix_jitter": 0.0,
@@ -125,46 +126,72 @@ VALUES = {
     "fixmatch_jitter": 0.0,
     "fixmatch_hue": 0.0,
     "fixmatch_blur": 0.0,
-    "fixmatch_cutmix": 0.0,
     "lambda_target": 3.0,
     "lambda_pseudo": 0.25,
-    "class_weight": None,
-    "lambda_memory": 0.1,
-    "memory_from": 0,
-    "lambda_rectify": 1.0,
 }
 SIZE = (32, 48)
 
 
-class Student(nn.Module):
+def build_method(name: str, setting: Setting = SETTING, **values) -> Method:
+    """Build one method with the values above, but for those given."""
+    return Adapting([name], setting, {**VALUES, **values})[name]
+
+
+class Halved(models.Network):
     """A 1x1 convolution, its output at half the resolution."""
 
-    def __init__(self, levels: tuple[str, ...] = ("out",)):
+    def __init__(self, heads: tuple[str, ...] = ("out",)):
         super().__init__()
-        self.heads = nn.ModuleDict({level: nn.Conv2d(3, 3, 1, stride=2) for level in levels})
+        self.heads = heads
+        self.convs = nn.ModuleDict({head: nn.Conv2d(3, 3, 1, stride=2) for head in heads})
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {level: head(images / 255) for level, head in self.heads.items()}
+    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
+        return {head: conv(images / 255) for head, conv in self.convs.items()}
 
 
-def make_batch(student: Student, teacher: Student) -> dict:
+class OnTheSpot:
+    """A student without optimiser: a function of images, and the losses of a network."""
+
+    def __init__(self, function, network: models.Network | None = None, class_weight=None):
+        self.function, self.network = function, network or models.Network()
+        self.pixel_loss = PixelLoss([(1.0, "ce", {})], class_weight)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        return self.function(images)
+
+    loss = Student.loss
+
+
+def halved(heads: tuple[str, ...] = ("out",)) -> OnTheSpot:
+    """Return a student of `Halved`."""
+    network = Halved(heads)
+    return OnTheSpot(network, network)
+
+
+def make_seen(student, teacher) -> Seen:
+    """Return random batches of every domain, forwarded by both."""
     torch.manual_seed(3)
     source, target = torch.rand(2, 2, 3, *SIZE) * 255
     label = torch.randint(0, 3, (2, *SIZE), dtype=torch.uint8)
     with torch.no_grad():
         teacher_out = teacher(target)
-    batch = {
-        "step": 0,
-        "source_image": source,
-        "source_label": label,
-        "source_out": {key: value.detach() for key, value in student(source).items()},
-        "target_image": target,
-        "target_out": student(target),
-        "teacher_out": teacher_out,
-    }
-    for domain in ("labelled", "pseudo"):
+        source_out = student(source)
+    seen = Seen(0, Batch(source, label, outputs=source_out), Batch(target))
+    seen.target.outputs, seen.teacher = student(target), teacher_out
+    for name in ("labelled", "pseudo"):
         image = torch.rand(2, 3, *SIZE) * 255
-        labels = torch.randint(0, 3, (2, *SIZE), dtype=torch.uint8)
-        batch |= {f"{domain}_image": image, f"{domain}_label": labels}
-        batch |= {f"{domain}_weight": None, f"{domain}_out": student(image)}
-    return batch
+        label = torch.randint(0, 3, (2, *SIZE), dtype=torch.uint8)
+        setattr(seen, name, Batch(image, label, outputs=student(image)))
+    return seen
+
+
+def seen_of(**parts) -> Seen:
+    """Return what a method sees: `source_image`, `target_out`, `pseudo_weight`, `teacher_out`."""
+    batches: dict[str, Batch] = {}
+    for key, value in parts.items():
+        domain, _, what = key.partition("_")
+        if domain not in ("teacher", "step"):
+            batch = batches.setdefault(domain, Batch(None))
+            setattr(batch, {"out": "outputs"}.get(what, what), value)
+    source = batches.pop("source", Batch(None))
+    return Seen(parts.get("step", 0), source, teacher=parts.get("teacher_out"), **batches)

@@ -20,6 +20,7 @@ from engine import processes
 from engine.errors import UserError
 from engine.files import save_atomic
 from engine.seeds import seed_everything
+from engine.values import Saving
 from models.checkpoint import FORMAT
 from training.log import Log, say
 
@@ -74,21 +75,14 @@ class Run:
     Args:
         folder: snapshot folder, made if absent.
         name: prefix of the published checkpoints, the source's name.
-        options: plain values; those not in `FREE` must be equal for a run to be resumed.
+        options: plain values; those not in `free` must be equal for a run to be resumed.
         meta: what a published checkpoint says beside the model; see `describe`.
-        save_every_minutes: of `last.pth`, beside the saves that the script asks for; 0 for none.
-        keep_last: how many `NAME_STEP.pth` stay, the newest ones; None keeps all.
+        saving: what is written, and how often.
+        free: names of the options that change no number of the run.
 
     Raises:
         UserError: the folder cannot be written or another run holds it.
     """
-
-    # options that change no number of the run
-    FREE = frozenset(
-        {"snapshot_dir", "device", "num_workers", "loader_timeout", "cache", "print_every"}
-        | {"save_every_minutes", "keep_last", "tensorboard", "checkpoint_activations"}
-        | {"save_pred_every", "num_steps_stop", "data_dir", "data_dir_target", "baseline", "recipe"}
-    )
 
     def __init__(
         self,
@@ -96,13 +90,13 @@ class Run:
         name: str,
         options: dict,
         meta: dict,
-        *,
-        save_every_minutes: float = 0,
-        keep_last: int | None = None,
+        saving: Saving = Saving(),  # noqa: B008 -- frozen
+        free: frozenset[str] = frozenset(),
     ):
         self.folder, self.name, self.meta = Path(folder), name, meta
+        self.saving, self.free = saving, free
         self.options = {**options, "world_size": processes.world_size()}
-        self.save_every_seconds, self.keep_last = 60 * save_every_minutes, keep_last
+        self.state: dict[str, Any] = {}
         problem = None
         if processes.rank() == 0:
             try:
@@ -116,9 +110,11 @@ class Run:
         self._last_is_whole = True  # else `previous.pth` must stay the one before it
         self.best: dict | None = None
         self.last: dict | None = None
-        self.step = 0
+        self.step = self.stop = 0
         self.stopped: int | None = None
         self.log = Log(self.folder)
+        if saving.tensorboard:
+            self.log.open_board()
 
     def _take_folder(self) -> None:
         """Make the folder, lock it and sweep what a killed process left half written."""
@@ -152,7 +148,12 @@ class Run:
     # -- state
 
     def resume(self, state: dict) -> int:
-        """Restore every object of `state` from `last.pth` and return the step to go on from."""
+        """Restore every object of `state` from `last.pth` and return the step to go on from.
+
+        Args:
+            state: what `save` writes from now on; `model` and whatever else has a state_dict.
+        """
+        self.state = state
         path, saved = self._newest()
         if saved is None:
             return 0
@@ -164,7 +165,7 @@ class Run:
         changed = [
             f"--{key.replace('_', '-')} {theirs[key]} -> {value}"
             for key, value in self.options.items()
-            if key not in self.FREE and key in theirs and theirs[key] != value
+            if key not in self.free and key in theirs and theirs[key] != value
         ]
         if changed:
             raise UserError(
@@ -196,21 +197,21 @@ class Run:
             self._last_is_whole = False
             return previous, models.read_weights_file(previous)
 
-    def save(self, state: dict) -> None:
-        """Write `last.pth`: the state_dict of every object of `state`, and where the run is.
+    def save(self) -> None:
+        """Write `last.pth`: the state_dict of every object of the state, and where the run is.
 
         Raises:
             UserError: a loss since the last look or a weight is not finite, or the file cannot be
                 written. The old file is untouched.
         """
         self.log.flush(self.step)  # the log is whole up to every step that can be resumed from
-        self._refuse_not_finite(state["model"])
+        self._refuse_not_finite(self.state["model"])
         self._saved = time.monotonic()
         if processes.rank() != 0:
             return
         value = {
             "format": FORMAT,
-            "state": {key: item.state_dict() for key, item in state.items()},
+            "state": {key: item.state_dict() for key, item in self.state.items()},
             "step": self.step,
             "best": self.best,
             "last": self.last,
@@ -260,10 +261,10 @@ class Run:
 
     def _forget_old(self) -> None:
         """Remove the published steps that are not among the newest `keep_last`."""
-        if self.keep_last is None or processes.rank() != 0:
+        if self.saving.keep_last is None or processes.rank() != 0:
             return
         steps = [path.stem.removeprefix(f"{self.name}_") for path in self.published()]
-        for step in sorted(map(int, filter(str.isdecimal, steps)))[: -self.keep_last]:
+        for step in sorted(map(int, filter(str.isdecimal, steps)))[: -self.saving.keep_last]:
             (self.folder / f"{self.name}_{step}.pth").unlink(missing_ok=True)
 
     def published(self) -> list[Path]:
@@ -280,15 +281,25 @@ class Run:
         """Log and print the means of the terms kept; see `Log.flush`."""
         self.log.flush(self.step, rate)
 
-    def steps(self, stop: int, seed: int, state: dict) -> Iterator[int]:
+    @property
+    def prints(self) -> bool:
+        """Whether the log is due after the step in hand."""
+        return self.step % self.saving.print_every == 0 or self.step == self.stop
+
+    @property
+    def scores(self) -> bool:
+        """Whether a validation is due after the step in hand."""
+        return self.step % self.saving.score_every == 0 or self.step == self.stop
+
+    def steps(self, stop: int, seed: int) -> Iterator[int]:
         """Yield the steps left, each after reseeding; end early when a signal asked for it.
 
         While the body of step s runs, `self.step` is s + 1: the steps done once it ends. SIGINT,
         SIGTERM and SIGUSR2 only set a flag, looked at between steps and agreed on by all
         processes: `self.stopped` is then the exit status to end with. A second Ctrl-C stops at
-        once. Every `save_every_minutes`, `state` is saved between two steps.
+        once. Every so many minutes the state is saved between two steps.
         """
-        asked = 0
+        self.stop, asked = stop, 0
 
         def ask(number: int, _frame) -> None:
             nonlocal asked
@@ -309,7 +320,7 @@ class Run:
                 if self.step >= stop or stopped:
                     break
                 if due:
-                    self.save(state)
+                    self.save()
                 # every process draws for images of its own
                 seed_everything(seed, "step", self.step, *([rank] if rank else []))
                 self.step += 1
@@ -317,17 +328,19 @@ class Run:
                 bar.update()
         finally:
             bar.close()
-            if self.stopped is None:  # else `stop_here` still saves: a second SIGTERM may come
+            if self.stopped is None:  # else `end_if_stopped` still saves: a second SIGTERM may come
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
     def _save_is_due(self) -> bool:
         passed = time.monotonic() - self._saved
-        return 0 < self.save_every_seconds <= passed
+        return 0 < 60 * self.saving.every_minutes <= passed
 
-    def stop_here(self, state: dict) -> None:
-        """Save, say how to go on, and exit with the status that the signal asked for."""
-        self.save(state)
+    def end_if_stopped(self) -> None:
+        """Where a signal asked for it, save, say how to go on, and exit with its status."""
+        if self.stopped is None:
+            return
+        self.save()
         processes.stop()  # together: the first to exit makes srun end the one that still writes
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what srun then sends is no other end
         say(f"stopped after step {self.step}; the same command resumes")

@@ -1,79 +1,150 @@
-"""The network in training: built, loaded, and run on images of 0 to 255."""
+"""The network in training: built, loaded, run on images of 0 to 255, and stepped."""
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 
 import models
 from engine import processes
 from engine.device import autocast
 from engine.errors import UserError
 from engine.seeds import seed_everything
+from engine.values import Training
+from training.losses import PixelLoss, parse_loss
+from training.schedule import make_optimizer, poly_rate, set_rate
 
 
-def make_model(
-    name: str,
-    num_classes: int,
-    model_options: dict,
-    *,
-    seed: int,
-    device: torch.device,
-    weights: tuple[str | None, ...] = (),
-    recompute: bool = False,
-    sync_bn: bool = False,
-) -> torch.nn.Module:
-    """Build a network for training, the same random weights for the same seed.
+class Student:
+    """A network as it trains: called on images, and stepped once its gradients are there.
 
     Args:
-        recompute: the backbone's activations in backward; see `models.checkpoint_activations`.
-        sync_bn: of several processes, let batch norms see the images of all.
-        weights: what to load, one after the other: files, "imagenet", or None and "none" for
-            nothing. What was loaded, skipped and missing is printed.
+        training: how it is built and trained. What was loaded, skipped and missing of its weights
+            is printed; the same seed gives the same random ones.
+        num_classes: C.
+        device: where it trains.
+        class_weight: float [C] of its loss, or None.
 
     Raises:
-        UserError: `sync_bn` for a network without batch norm.
+        UserError: an architecture, loss or file that cannot be; `sync_bn` for a network without
+            batch norm, or compiled.
     """
+
+    def __init__(
+        self,
+        training: Training,
+        num_classes: int,
+        device: torch.device,
+        class_weight: Tensor | None = None,
+    ):
+        self.training, self.device = training, device
+        self.network = network = build_network(training, num_classes).to(
+            device, memory_format=torch.channels_last
+        )
+        self.optimizer = make_optimizer(
+            training.optimizer,
+            network.param_groups(training.learning_rate),
+            learning_rate=training.learning_rate,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
+        if class_weight is not None:
+            class_weight = class_weight.to(device)
+        terms = parse_loss(training.loss or list(network.default_loss))
+        self.pixel_loss = PixelLoss(terms, class_weight, network.align_corners)
+        self._forward = make_forward(network, training, device)
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the network's outputs for images, float [N,3,H,W], 0 to 255."""
+        return self._forward(images)
+
+    def loss(
+        self, outputs: dict[str, Tensor], label: Tensor, name: str = "seg", **how
+    ) -> dict[str, Tensor]:
+        """Return the weighted terms that the network's outputs are trained on, by name.
+
+        Args:
+            outputs: of a call.
+            label: uint8 [N,H,W], 255 = ignore.
+            name: of the main output's term; the others are NAME_OUTPUT.
+            **how: of `PixelLoss`: pixel_weight and balanced.
+        """
+
+        def pixel_loss(logits: Tensor, label: Tensor, kind: str | None = None) -> Tensor:
+            return self.pixel_loss(logits, label, kind, **how)
+
+        terms = self.network.loss(outputs, label, pixel_loss)
+        return {name if key == "out" else f"{name}_{key}": term for key, term in terms.items()}
+
+    def rate_at(self, step: int) -> float:
+        """Return the schedule's factor of the learning rate, `step` steps being done."""
+        how = self.training
+        return poly_rate(step, how.num_steps, how.power, how.warmup_steps)
+
+    def begin(self, rate: float) -> None:
+        """Begin a step: forget the gradients, and set the learning rate to `rate` times its own."""
+        set_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, terms: dict[str, Tensor], weight: float = 1.0) -> None:
+        """Add the gradients of a batch's terms to those of the step; no terms have none."""
+        if terms:
+            (weight * sum(terms.values()) / self.training.iter_size).backward()
+
+    def end(self) -> None:
+        """Step, by the gradients of all processes together."""
+        processes.average(self.network, of="gradients")
+        self.optimizer.step()
+        processes.average(self.network, of="buffers")
+
+
+def build_network(training: Training, num_classes: int) -> models.Network:
+    """Return a network in training mode, its weights loaded, with what the options say of it."""
     torch.backends.cudnn.benchmark = True  # sizes do not change from step to step
-    seed_everything(seed, "model")
-    model = models.build_model(name, num_classes, **model_options)
-    for source in weights:
+    seed_everything(training.seed, "model")
+    network = models.build_model(num_classes=num_classes, **training.architecture)
+    if training.align_corners is not None:
+        network.align_corners = training.align_corners
+    if training.aux_weight is not None:
+        network.aux_weight = training.aux_weight
+    for source in training.weights:
         if source not in (None, "none"):
-            print(models.load_weights(model, source), flush=True)
-    if recompute:
-        models.checkpoint_activations(model)
-    if sync_bn and processes.world_size() > 1 and not models.sync_batchnorm(model):
+            print(models.load_weights(network, source), flush=True)
+    if training.recompute:
+        models.checkpoint_activations(network)
+    if training.sync_bn and processes.world_size() > 1 and not models.sync_batchnorm(network):
         raise UserError("--sync-bn: this network has no batch norm")
-    return model.to(device, memory_format=torch.channels_last).train()
+    return network.train()
 
 
-def make_forward(
-    model: torch.nn.Module, precision: str, device: torch.device, *, compiled: bool = False
-) -> Callable:
+def make_forward(network: nn.Module, training: Training, device: torch.device) -> Callable:
     """Return the function that runs a network in training: images of 0 to 255 -> its outputs.
 
     Args:
-        precision: bf16 or fp32; see `autocast`.
-        compiled: by torch.compile, once for each size of images. The network itself stays as it
-            is: its checkpoints have the same keys, and validation runs it uncompiled.
+        network: with `normalisation`.
+        training: its precision, and whether it is compiled: by torch.compile, once for each size
+            of images. The network itself stays as it is: its checkpoints have the same keys, and
+            validation runs it uncompiled.
+        device: of the network.
 
     Raises:
-        UserError: `compiled` and synchronised batch norms; by the function's first call, where
+        UserError: compiled and synchronised batch norms; by the function's first call, where
             this machine cannot compile.
     """
 
-    def forward(images: torch.Tensor, **how) -> dict[str, torch.Tensor]:
-        with autocast(precision, device):
-            return model(models.normalise(images, model.normalisation), **how)
+    def forward(images: Tensor, **how) -> dict[str, Tensor]:
+        with autocast(training.precision, device):
+            return network(models.normalise(images, network.normalisation), **how)
 
-    if not compiled:
+    if not training.compiled:
         return forward
-    if any(isinstance(module, models.SyncBatchNorm2d) for module in model.modules()):
+    if any(isinstance(module, models.SyncBatchNorm2d) for module in network.modules()):
         raise UserError("--compile does not go with --sync-bn")
     from torch._dynamo.exc import BackendCompilerFailed  # seconds to import
 
     compiled_forward = torch.compile(forward, dynamic=False)
 
-    def checked_forward(images: torch.Tensor, **how) -> dict[str, torch.Tensor]:
+    def checked_forward(images: Tensor, **how) -> dict[str, Tensor]:
         try:
             return compiled_forward(images, **how)
         except BackendCompilerFailed as error:

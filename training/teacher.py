@@ -1,26 +1,58 @@
-"""The mean teacher: an average of the student's weights."""
+"""The mean teacher: a network whose weights are an average of the student's."""
+
+import copy
 
 import torch
+from torch import Tensor
+
+from engine import processes
+from training.student import Student, make_forward
 
 
-@torch.no_grad()
-def update_teacher(teacher: torch.nn.Module, student: torch.nn.Module, momentum: float, step: int):
-    """Move the teacher to the student: t <- a t + (1 - a) s, a = min(1 - 1 / (step + 1), momentum).
+class Teacher:
+    """A copy of the student's network that follows it, step by step, and is not trained.
+
+    t <- a t + (1 - a) s with a = min(1 - 1 / (updates + 1), momentum): at the first update the
+    teacher becomes a copy.
 
     Args:
-        teacher: network of the student's architecture; changed in place, buffers included.
-        student: the network in training.
+        student: in training.
         momentum: the largest a, 0 to 1.
-        step: updates done before; at 0 the teacher becomes a copy.
 
     Source: Tarvainen and Valpola 2017 (mean teacher), with the ramp of DACS. Deviation from DACS:
     floating-point buffers (batch-norm statistics) are averaged too, integer ones copied; DACS
     leaves the teacher's buffers to its own forward passes.
     """
-    momentum = min(1 - 1 / (step + 1), momentum)
-    student_state = student.state_dict()
-    for name, value in teacher.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(student_state[name], 1 - momentum)
-        else:
-            value.copy_(student_state[name])
+
+    def __init__(self, student: Student, momentum: float):
+        self.momentum = momentum
+        self.network = copy.deepcopy(student.network).requires_grad_(False)
+        self._forward = make_forward(self.network, student.training, student.device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs, without the auxiliary one, for images, float [N,3,H,W], 0 to 255."""
+        return self._forward(images, aux=False)
+
+    @torch.no_grad()
+    def follow(self, student: Student, updates: int) -> None:
+        """Move to the student, `updates` having been done before."""
+        momentum = min(1 - 1 / (updates + 1), self.momentum)
+        theirs = student.network.state_dict()
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(theirs[name], 1 - momentum)
+            else:
+                value.copy_(theirs[name])
+
+    def end(self) -> None:
+        """Average what its forward passes left in its buffers over all processes."""
+        processes.average(self.network, of="buffers")
+
+    def state_dict(self) -> dict:
+        """Return the network's."""
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the network."""
+        self.network.load_state_dict(state)

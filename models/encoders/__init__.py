@@ -1,1 +1,39 @@
-"""Encoders: one family a file."""
+"""Encoders by name: one family a file, with its table at the foot."""
+
+from __future__ import annotations
+
+from engine.errors import UserError
+from models.encoders import efficientnet_lite, resnet
+from models.encoders.base import Encoder, Row
+from models.layers import choose
+
+__all__ = ["ENCODERS", "Encoder", "Row", "build_encoder", "encoder_row"]
+
+ENCODERS: dict[str, Row] = resnet.ENCODERS | efficientnet_lite.ENCODERS
+
+
+def encoder_row(name: str) -> Row:
+    """Return an encoder's row.
+
+    Raises:
+        UserError: a name that does not exist; the message lists what does.
+    """
+    choose("encoder", name, ENCODERS)
+    return ENCODERS[name]
+
+
+def build_encoder(name: str, output_stride: int) -> Encoder:
+    """Build an encoder with random weights.
+
+    Args:
+        name: of ENCODERS.
+        output_stride: of its deepest features; what is not strided is dilated.
+
+    Raises:
+        UserError: a name or stride that does not exist.
+    """
+    row = encoder_row(name)
+    try:
+        return row.build(**row.arguments, output_stride=output_stride)
+    except UserError as error:
+        raise UserError(f"encoder {name}: {error}") from None

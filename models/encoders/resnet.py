@@ -5,17 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.encoders.base import Encoder, Row
 from models.layers import choose, in_float32
-from models.recompute import Block
+from models.transforms import Block
 
 WIDTH = 64  # channels of the stem; published weights have no other
-# Name -> (bottleneck blocks, blocks in layer1..4)
-RESNETS = {
-    "resnet18": (False, (2, 2, 2, 2)),
-    "resnet34": (False, (3, 4, 6, 3)),
-    "resnet50": (True, (3, 4, 6, 3)),
-    "resnet101": (True, (3, 4, 23, 3)),
-}
 STYLES = ("caffe", "torchvision")
 Pair = tuple[int, int]  # of conv1 and conv2
 # Output stride -> (stride, dilation) of layer1..4
@@ -78,11 +72,12 @@ def _shortcut(inplanes: int, outplanes: int, stride: int) -> nn.Sequential | Non
     return nn.Sequential(conv, nn.BatchNorm2d(outplanes))
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """ResNet without its classifier.
 
     Args:
-        backbone: a name of RESNETS.
+        bottleneck: 1x1, 3x3 and 1x1 convolutions a block, else two of 3x3.
+        blocks: of layer1 to layer4.
         output_stride: 8, 16 or 32; what is not strided is dilated.
         style: "torchvision", or "caffe": stride in the 1x1 convolution of a bottleneck, pooling
             that rounds sizes up, and dilation from the first block of a stage on (there the
@@ -97,12 +92,18 @@ class ResNet(nn.Module):
     Deviation: torchvision does not dilate ResNet-18 and -34; here they are, by the same rule.
     """
 
-    def __init__(self, backbone: str, output_stride: int, style: str = "torchvision"):
+    def __init__(
+        self,
+        *,
+        bottleneck: bool,
+        blocks: tuple[int, ...],
+        output_stride: int,
+        style: str = "torchvision",
+    ):
         super().__init__()
-        choose("backbone", backbone, RESNETS)
         choose("output_stride", output_stride, STAGES)
         choose("style", style, STYLES)
-        bottleneck, blocks = RESNETS[backbone]
+        self.strides = [4, 8, min(16, output_stride), output_stride]
         block = Bottleneck if bottleneck else BasicBlock
 
         self.conv1 = nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
@@ -148,3 +149,32 @@ class ResNet(nn.Module):
             x = layer(x)
             outputs.append(x)
         return outputs
+
+
+# Published weights: the first of each (IMAGENET1K_V1).
+ENCODERS = {
+    "resnet18": Row(
+        ResNet,
+        {"bottleneck": False, "blocks": (2, 2, 2, 2)},
+        "torchvision",
+        "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    ),
+    "resnet34": Row(
+        ResNet,
+        {"bottleneck": False, "blocks": (3, 4, 6, 3)},
+        "torchvision",
+        "https://download.pytorch.org/models/resnet34-b627a593.pth",
+    ),
+    "resnet50": Row(
+        ResNet,
+        {"bottleneck": True, "blocks": (3, 4, 6, 3)},
+        "torchvision",
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    ),
+    "resnet101": Row(
+        ResNet,
+        {"bottleneck": True, "blocks": (3, 4, 23, 3)},
+        "torchvision",
+        "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    ),
+}

@@ -29,6 +29,7 @@ from datasets.loading import StepBatches
 from engine import processes, start
 from engine.errors import UserError
 from engine.files import save_atomic
+from engine.values import Saving
 from models.checkpoint import load_checkpoint
 from training.run import Run
 from worlds import FOUR_METHODS, ROOT, SMALL, assert_equal
@@ -204,18 +205,19 @@ def test_every_damage_gives_way_to_the_checkpoint_before(damage, tmp_path: Path,
     """And that one stays until another whole one is there."""
     model = torch.nn.Linear(100, 100)
     run = Run(tmp_path, "x", {}, {})
+    run.state = {"model": model}
     for run.step in (1, 2):
-        run.save({"model": model})
+        run.save()
     damage(tmp_path / "last.pth")
     assert run.resume({"model": model}) == 1
     assert capsys.readouterr().out.count("warning: ") == 1
-    run.save({"model": model})
+    run.save()
     assert torch.load(tmp_path / "previous.pth", weights_only=True)["step"] == 1
     run.close()
 
 
 def test_the_newest_of_many_is_kept_by_number(tmp_path: Path):
-    run = Run(tmp_path, "x", {}, {}, keep_last=2)
+    run = Run(tmp_path, "x", {}, {}, Saving(keep_last=2))
     for name in ("x_9000.pth", "x_10000.pth", "x_100000.pth", "x_best.pth", ".last.pth.1.tmp"):
         (tmp_path / name).write_bytes(b"not a checkpoint")
     model = torch.nn.Linear(1, 1)
@@ -337,7 +339,7 @@ def read_until(one: subprocess.Popen, text: str) -> None:
     [
         ("torch", "save", 75),
         ("inference.loop", "validate", 75),
-        ("training.student", "make_model", -signal.SIGTERM),
+        ("training.student", "build_network", -signal.SIGTERM),
         ("torch.utils.cpp_extension", "load", -signal.SIGTERM),
     ],
     ids=["a save", "validation", "start-up", "the build of the kernels"],
@@ -459,7 +461,7 @@ def test_no_two_steps_processes_or_seeds_share_their_draws(monkeypatch, tmp_path
         for rank in (0, 1):
             monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
             run = Run(tmp_path / f"{seed}{rank}", "x", {}, {})
-            for _ in run.steps(50, seed, {}):
+            for _ in run.steps(50, seed):
                 drawn.add((torch.rand(()).item(), random.random()))
     assert len({first for first, _ in drawn}) == len({second for _, second in drawn}) == 200
 

@@ -14,6 +14,7 @@ from datasets import build_dataset, loading
 from datasets.base import SegmentationDataset
 from datasets.statistics import RareClasses, class_counts, class_weights
 from engine.errors import UserError
+from engine.values import Loading
 from training.augment import geometry
 
 CPU = torch.device("cpu")
@@ -39,34 +40,34 @@ def first(count: int, batches) -> list[dict]:
 
 
 def test_class_counts_by_hand(source, tmp_path: Path):
-    counts = class_counts(source, tmp_path, num_workers=0)
+    counts = class_counts(source, tmp_path, Loading(0))
     expected = torch.zeros(6, 19, dtype=torch.int64)
     for i in range(6):
         expected[i, i // 2] = 40 * 30 - 12
         expected[i, 18] = 12 * (i % 2 == 0)
     assert torch.equal(counts, expected)
-    assert torch.equal(class_counts(source, tmp_path / "again", num_workers=2), expected)
+    assert torch.equal(class_counts(source, tmp_path / "again", Loading(2)), expected)
 
 
 def test_labels_are_counted_once_and_again_when_they_change(source, tmp_path, monkeypatch):
-    counts = class_counts(source, tmp_path, num_workers=0)
+    counts = class_counts(source, tmp_path, Loading(0))
     monkeypatch.delattr(SegmentationDataset, "read_label")
-    assert torch.equal(class_counts(source, tmp_path, num_workers=0), counts)
+    assert torch.equal(class_counts(source, tmp_path, Loading(0)), counts)
     monkeypatch.undo()
     fakedata.save(source.root / "labels" / "00001.png", np.full((30, 40), 26, np.uint8))
-    assert class_counts(source, tmp_path, num_workers=0)[0].nonzero().tolist() == [[13]]
+    assert class_counts(source, tmp_path, Loading(0))[0].nonzero().tolist() == [[13]]
 
 
 def test_labels_are_counted_in_the_size_they_are_trained_in(source, tmp_path: Path):
     small = build_dataset("gta5", source.root, split="train", size=(20, 10))
-    assert class_counts(small, tmp_path, num_workers=0).sum(1).max() == 20 * 10
+    assert class_counts(small, tmp_path, Loading(0)).sum(1).max() == 20 * 10
 
 
 def test_nothing_but_ignored_pixels_is_an_error(source, tmp_path: Path):
     for i in range(1, 7):
         fakedata.save(source.root / "labels" / f"{i:05d}.png", np.zeros((30, 40), np.uint8))
     with pytest.raises(UserError, match="the labels of gta5 hold no class"):
-        class_counts(source, tmp_path, num_workers=0)
+        class_counts(source, tmp_path, Loading(0))
 
 
 def test_class_weights_by_hand():
@@ -113,10 +114,10 @@ def test_classes_come_as_often_as_they_should():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_depends_on_seed_and_step_alone(source, tmp_path: Path, workers: int):
-    rare = RareClasses(class_counts(source, tmp_path, num_workers=0), (40, 30), 0.5)
+    rare = RareClasses(class_counts(source, tmp_path, Loading(0)), (40, 30), 0.5)
 
     def batches(seed: int, start: int, number: int) -> list[dict]:
-        how = {"seed": seed, "start": start, "device": CPU, "num_workers": number}
+        how = {"seed": seed, "start": start, "device": CPU, "loading": Loading(number)}
         return first(4, loading.step_batches(source, 3, rare_classes=rare, **how))
 
     plain, later, other = batches(7, 0, 0), batches(7, 2, workers), batches(8, 0, workers)
@@ -135,11 +136,11 @@ def test_several_sources_are_counted_and_drawn_as_one(source, tmp_path: Path):
     fakedata.save(root / "labels" / "00001.png", np.full((30, 40), 7, np.uint8))
     other = build_dataset("gta5", root, split="train", size=(40, 30), cache_dir=tmp_path / "cache")
     joined = loading.join_datasets([source, other])
-    counts = class_counts(joined, tmp_path, num_workers=0)
+    counts = class_counts(joined, tmp_path, Loading(0))
     assert counts.shape == (8, 19)
     rare = RareClasses(counts, (40, 30), temperature=0.01)
     assert rare.images[16].tolist() == [7]
-    how = {"seed": 0, "start": 0, "device": CPU, "num_workers": 0}
+    how = {"seed": 0, "start": 0, "device": CPU, "loading": Loading()}
     for batch in first(10, loading.step_batches(joined, 2, rare_classes=rare, **how)):
         assert all((x == c).any() for x, c in zip(batch["label"], batch["rare_class"], strict=True))
 
@@ -159,14 +160,15 @@ def test_crops_hold_the_rare_class(scale: tuple[float, float]):
     images, label = corners()
     how = {"crop_size": (24, 20), "scale": scale, "mirror": True}
     torch.manual_seed(0)
-    _, by_chance = geometry.warp(images, label, **how)
+    _, by_chance = geometry.warp(images, label[:, None], **how)
     torch.manual_seed(0)
     rare = torch.full((len(label),), 5)
-    cropped, kept = geometry.warp(images, label, rare_class=rare, **how)
+    cropped, kept = geometry.warp(images, label[:, None], rare_class=rare, **how)
+    kept = kept[:, 0]
     enough = geometry.RARE_CLASS_SHARE * 30 * 40
     held = (kept == 5).sum((1, 2))
     assert (held > enough - 1).float().mean() > 0.95  # 10 tries; nearest pixels where it is scaled
-    assert ((by_chance == 5).sum((1, 2)) > enough).float().mean() < 0.8
+    assert ((by_chance[:, 0] == 5).sum((1, 2)) > enough).float().mean() < 0.8
     assert held.float().var() > 0  # still at random places
     if scale == (1.0, 1.0):
         torch.testing.assert_close(cropped[:, 0], kept.float(), atol=1e-3, rtol=0)

@@ -11,19 +11,20 @@ import models
 from datasets import build_dataset
 from datasets.loading import on_device
 from engine.errors import UserError
+from engine.values import Loading, Views
 from inference.loop import evaluate, predict
 from inference.predictor import Ensemble, Predictor
+from models import Network
 
 PLAIN = {"order": "RGB", "mean": [0.0] * 3, "std": [255.0] * 3}
 
 
-class Cells(nn.Module):
+class Cells(Network):
     """Classes from the mean colours of cells: what a cell says depends on nothing around it."""
-
-    normalisation = PLAIN
 
     def __init__(self, stride: int, num_classes: int = 3):
         super().__init__()
+        self.normalisation = PLAIN
         self.pool = nn.AvgPool2d(stride, ceil_mode=True)
         self.head = nn.Conv2d(3, num_classes, 1)
         with torch.no_grad():
@@ -34,13 +35,12 @@ class Cells(nn.Module):
         return {"out": self.head(self.pool(images))}
 
 
-class Sides(nn.Module):
+class Sides(Network):
     """One cell: class 0 as bright as the left half of the image, class 1 as the right half."""
-
-    normalisation = PLAIN
 
     def __init__(self, gain: float = 2.0):
         super().__init__()
+        self.normalisation = PLAIN
         self.gain = nn.Parameter(torch.tensor(gain))
         self.eval()
 
@@ -61,7 +61,7 @@ def images():
 def test_mirrored_view_of_a_symmetric_model_changes_nothing(images):
     torch.manual_seed(0)
     model = Cells(8)
-    plain, mirrored = Predictor(model), Predictor(model, flip=True)
+    plain, mirrored = Predictor(model), Predictor(model, views=Views(flip=True))
     ids, confidence = plain(images, (128, 192), with_confidence=True)
     ids_flip, confidence_flip = mirrored(images, (128, 192), with_confidence=True)
     assert torch.equal(ids, ids_flip)
@@ -77,7 +77,7 @@ def test_views_are_averaged_as_probabilities():
     assert confidence.item() == pytest.approx(0.880797)
     assert Predictor(Sides())(image.flip(3), (1, 1)).item() == 1
     # with the mirrored view both classes have the same mean, 1/2
-    confidence = Predictor(Sides(), flip=True)(image, (1, 1), with_confidence=True)[1]
+    confidence = Predictor(Sides(), views=Views(flip=True))(image, (1, 1), with_confidence=True)[1]
     assert confidence.item() == pytest.approx(0.5)
 
 
@@ -85,7 +85,8 @@ def test_views_are_averaged_as_probabilities():
 def test_logits_are_resized_as_the_protocol_says(images, align_corners):
     torch.manual_seed(0)
     model = Cells(8)
-    ids = Predictor(model, align_corners=align_corners)(images, (37, 53))
+    model.align_corners = align_corners
+    ids = Predictor(model)(images, (37, 53))
     logits = Predictor(model).logits(images)
     size = {"size": (37, 53), "mode": "bilinear"}
     this, other = (
@@ -100,7 +101,7 @@ def test_probabilities_that_underflow_do_not_spread():
     image = torch.zeros(1, 3, 4, 8, dtype=torch.uint8)
     image[..., :4] = 255
     model = Sides(gain=1000.0)
-    logits = Predictor(model, scales=(1.0, 1.0)).logits(image)
+    logits = Predictor(model, views=Views(scales=(1.0, 1.0))).logits(image)
     assert logits.isfinite().all()
     assert logits.argmax(1).item() == 0
 
@@ -109,7 +110,7 @@ def test_one_view_twice_is_one_view(images):
     torch.manual_seed(0)
     model = Cells(8)
     once = Predictor(model)(images, (64, 96), with_confidence=True)
-    twice = Predictor(model, scales=(1.0, 1.0))(images, (64, 96), with_confidence=True)
+    twice = Predictor(model, views=Views(scales=(1.0, 1.0)))(images, (64, 96), with_confidence=True)
     assert torch.equal(once[0], twice[0])
     torch.testing.assert_close(once[1], twice[1])
 
@@ -119,7 +120,7 @@ def test_scales_of_a_uniform_image_agree_on_the_largest_grid():
     model = Cells(8)
     image = torch.full((1, 3, 48, 80), 90, dtype=torch.uint8)
     plain = Predictor(model).logits(image)
-    scaled = Predictor(model, scales=(0.5, 1.0, 1.5)).logits(image)
+    scaled = Predictor(model, views=Views(scales=(0.5, 1.0, 1.5))).logits(image)
     assert scaled.shape[2:] == (9, 15)
     torch.testing.assert_close(scaled[:, :, 4, 4], plain.log_softmax(1)[:, :, 2, 2])
 
@@ -130,7 +131,7 @@ def test_windows_equal_the_whole_for_a_model_without_context(size):
     image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     model = Cells(8)
     whole = Predictor(model).logits(image)
-    windows = Predictor(model, slide=(64, 32)).logits(image)
+    windows = Predictor(model, views=Views(slide=(64, 32))).logits(image)
     torch.testing.assert_close(windows, whole)
 
 
@@ -148,10 +149,10 @@ def test_windows_cover_the_grid_of_every_network(network):
     model = models.build_model(num_classes=4, **network).eval()
     image = torch.zeros(1, 3, 99, 133, dtype=torch.uint8)
     whole = Predictor(model).logits(image)
-    windows = Predictor(model, slide=(64, 64)).logits(image)
+    windows = Predictor(model, views=Views(slide=(64, 64))).logits(image)
     assert windows.shape == whole.shape
     assert windows.isfinite().all()  # a cell that no window covers would be 0 / 0
-    assert torch.equal(Predictor(model, slide=(192, 192)).logits(image), whole)
+    assert torch.equal(Predictor(model, views=Views(slide=(192, 192))).logits(image), whole)
 
 
 @pytest.mark.parametrize(
@@ -166,12 +167,14 @@ def test_windows_cover_the_grid_of_every_network(network):
 )
 def test_views_that_cannot_be(how, said):
     with pytest.raises(UserError, match=said):
-        Predictor(Cells(8), **how)
+        Predictor(Cells(8), views=Views(**how))
 
 
 def test_window_of_too_few_cells():
     with pytest.raises(UserError, match="only 2 cells"):
-        Predictor(Cells(16), slide=(32, 32)).logits(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        Predictor(Cells(16), views=Views(slide=(32, 32))).logits(
+            torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+        )
 
 
 class LargestFloat(TorchDispatchMode):
@@ -191,7 +194,7 @@ class LargestFloat(TorchDispatchMode):
 def test_full_size_logits_never_exist(how):
     image = torch.zeros(1, 3, 64, 128, dtype=torch.uint8)
     height, width = 512, 1024
-    predictor = Predictor(Cells(8, num_classes=19), **how)
+    predictor = Predictor(Cells(8, num_classes=19), views=Views(**how))
     with LargestFloat() as largest:
         predictor(image, (height, width), with_confidence=True)
     assert 0 < largest.numel <= height * width  # one plane, not 19
@@ -200,7 +203,7 @@ def test_full_size_logits_never_exist(how):
 def test_prediction_has_the_size_of_the_file_without_labels(camvid):
     dataset = build_dataset("camvid", camvid, split="val", labelled=False, size=(24, 16))
     predictor = Predictor(Cells(8))
-    for batch, pred, confidence in predict(predictor, dataset, num_workers=0):
+    for batch, pred, confidence in predict(predictor, dataset, Loading()):
         assert batch["image"].shape[2:] == (16, 24)
         assert pred.shape == (1, 24, 40)
         assert confidence is None
@@ -210,7 +213,7 @@ def test_batches_of_several_sizes_are_refused(camvid):
     Image.new("RGB", (20, 24)).save(camvid / "val" / "0016E5_07961.png")
     Image.new("L", (20, 24)).save(camvid / "valannot" / "0016E5_07961.png")
     dataset = build_dataset("camvid", camvid, split="val", resize_label=False)
-    batches = predict(Predictor(Cells(8)), dataset, num_workers=0, batch_size=2)
+    batches = predict(Predictor(Cells(8)), dataset, Loading(), batch_size=2)
     with pytest.raises(UserError, match=r"7959.png and .*7961.png differ in size: give"):
         next(batches)
 
@@ -279,7 +282,7 @@ def test_folding_and_bf16_move_miou_by_no_more_than_rounding_does(trained):
     folded = models.fold_batchnorm(model)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     plain, fp32, bf16 = (
-        evaluate(Predictor(network, precision=precision), val, num_workers=0, batch_size=8)
+        evaluate(Predictor(network, precision), val, Loading(), batch_size=8)
         for network, precision in ((model, "fp32"), (folded, "fp32"), (folded, "bf16"))
     )
     miou = plain.compute()["miou"]
@@ -304,7 +307,7 @@ def test_networks_are_averaged_as_probabilities():
 
 def test_an_ensemble_of_one_is_that_network(images):
     torch.manual_seed(0)
-    alone = Predictor(Cells(8), scales=(0.5, 1.0), flip=True)
+    alone = Predictor(Cells(8), views=Views((0.5, 1.0), flip=True))
     one, same = alone(images, (128, 192), True), Ensemble([alone])(images, (128, 192), True)
     assert torch.equal(one[0], same[0])
     assert torch.equal(one[1], same[1])

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ from torch import nn
 
 import methods
 from engine.errors import UserError
+from methods import Adapting
 from methods.adabn import AdaBN
 from training import losses
 from training.augment import geometry
-from training.teacher import update_teacher
-from worlds import VALUES, Student, make_batch
+from worlds import SETTING, VALUES, OnTheSpot, build_method, halved, make_seen, seen_of
 
 TWO_HEADS = ("memory", "rectify")  # what compares two heads
 
@@ -29,31 +30,30 @@ TWO_HEADS = ("memory", "rectify")  # what compares two heads
 )
 def test_gradients_reach_the_student_and_nothing_else(name: str, multi_level: bool):
     torch.manual_seed(0)
-    levels = ("out", "aux") if multi_level else ("out",)
-    student, teacher = Student(levels), Student(levels)
-    values = {"multi_level": multi_level, "fixmatch_threshold": 0.0}
-    built = methods.build_methods([name], {**VALUES, **values})
-    terms = built[name](make_batch(student, teacher), student)
-    assert len(terms) == len(levels)
+    heads = ("out", "aux") if multi_level else ("out",)
+    student, teacher = halved(heads), halved(heads)
+    built = build_method(name, replace(SETTING, heads=heads), fixmatch_threshold=0.0)
+    terms = built(make_seen(student, teacher), student)
+    assert len(terms) == len(heads)
     assert all(torch.isfinite(term) for term in terms.values())
     own = {p: copy.deepcopy(p.grad) for p in built.parameters()}  # the discriminators' own losses
     sum(terms.values()).backward()
-    for head in student.heads.values():
+    for head in student.network.convs.values():
         assert head.weight.grad.abs().sum() > 0
-    assert all(p.grad is None for p in teacher.parameters())
+    assert all(p.grad is None for p in teacher.network.parameters())
     for parameter, grad in own.items():
         assert torch.equal(parameter.grad, grad)
 
 
 def test_adversarial_term_by_hand():
-    built = methods.build_methods(["adversarial"], VALUES)["adversarial"]
+    built = build_method("adversarial")
     for parameter in built.parameters():
         nn.init.zeros_(parameter)
     judge = built.discriminators["out"]
     last = [m for m in judge.modules() if isinstance(m, nn.Conv2d)][-1]
     nn.init.constant_(last.bias, math.log(3))  # says "target with probability 3/4" everywhere
-    student = Student()
-    terms = built(make_batch(student, student), student)
+    student = halved()
+    terms = built(make_seen(student, student), student)
     assert terms["adv_out"].item() == pytest.approx(0.5 * math.log(4), rel=1e-5)
     logged = built.after_step(rate=1.0)
     expected = (math.log(4) + math.log(4 / 3)) / 2  # source wants 0, target wants 1, half each
@@ -62,40 +62,36 @@ def test_adversarial_term_by_hand():
 
 def test_the_discriminator_learns_to_tell_the_domains_apart():
     torch.manual_seed(0)
-    built = methods.build_methods(["adversarial"], VALUES)["adversarial"]
-    student = Student()
+    built = build_method("adversarial")
+    student = halved()
     losses_seen = []
     for _ in range(60):
-        batch = make_batch(student, student)
-        batch["source_out"] = {"out": torch.zeros(2, 3, 16, 24)}  # unlike any target output
-        built(batch, student)
+        seen = make_seen(student, student)
+        seen.source.outputs = {"out": torch.zeros(2, 3, 16, 24)}  # unlike any target output
+        built(seen, student)
         losses_seen.append(built.after_step(rate=1.0)["D_adv_out"].item())
     assert losses_seen[-1] < 0.7 * losses_seen[0]
 
 
 def test_advent_shows_the_discriminator_weighted_information():
-    built = methods.build_methods(["adversarial", "advent"], VALUES)
     logits = torch.randn(1, 3, 4, 4)
-    probs = built["adversarial"]._maps(logits, (32, 32))
+    probs = build_method("adversarial")._maps(logits, (32, 32))
     torch.testing.assert_close(probs.sum(1), torch.ones(1, 32, 32))
     expected = losses.weighted_information(probs)
-    torch.testing.assert_close(built["advent"]._maps(logits, (32, 32)), expected)
+    torch.testing.assert_close(build_method("advent")._maps(logits, (32, 32)), expected)
 
 
 def test_entropy_term_by_hand():
-    built = methods.build_methods(["entropy"], VALUES)["entropy"]
-    batch = {
-        "target_image": torch.zeros(1, 3, 4, 4),
-        "target_out": {"out": torch.zeros(1, 3, 2, 2)},
-    }
-    assert built(batch, None)["entropy_out"].item() == pytest.approx(0.3 * 1.0)
+    seen = seen_of(
+        target_image=torch.zeros(1, 3, 4, 4), target_out={"out": torch.zeros(1, 3, 2, 2)}
+    )
+    assert build_method("entropy")(seen, None)["entropy_out"].item() == pytest.approx(0.3 * 1.0)
 
 
 @pytest.mark.parametrize("kind", ["class", "box"])
 def test_mix_pastes_half_and_weighs_by_the_sure_share(kind: str):
     """Target pseudo label 2 everywhere, sure on the left half; source label 0 and 1 in stripes."""
-    values = {**VALUES, "mix": kind}
-    built = methods.build_methods(["mix"], values)["mix"]
+    built = build_method("mix", mix=kind)
     teacher_out = torch.zeros(1, 3, 8, 8)
     teacher_out[:, 2] = 0.1
     teacher_out[:, 2, :, :4] = 50.0
@@ -114,7 +110,7 @@ def test_mix_pastes_half_and_weighs_by_the_sure_share(kind: str):
         return {"out": torch.zeros(1, 3, 8, 8)}
 
     torch.manual_seed(0)
-    term = built(batch, student)["mix"].item()
+    term = built(seen_of(**batch), OnTheSpot(student))["mix"].item()
     pasted = seen["pasted"]
     assert pasted.float().mean().item() == pytest.approx(0.5, abs=0.07)
     if kind == "class":  # one of the two classes, whole
@@ -156,7 +152,7 @@ def test_adabn_sets_the_statistics_of_the_target():
     model = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.9))
     torch.manual_seed(0)
     batches = [torch.randn(4, 2, 8, 8) * 3 + 5 for _ in range(3)]
-    assert AdaBN().finish(model, batches)
+    assert AdaBN(SETTING).finish(model, lambda: batches)
     means = torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0)
     variances = torch.stack([b.transpose(0, 1).flatten(1).var(1) for b in batches]).mean(0)
     torch.testing.assert_close(model[0].running_mean, means)
@@ -164,41 +160,20 @@ def test_adabn_sets_the_statistics_of_the_target():
     assert model[0].momentum == 0.1
     assert not model.training
     with pytest.raises(UserError, match="no batch normalisation"):
-        AdaBN().check(nn.Sequential(nn.GroupNorm(1, 2)))
-    AdaBN().check(model)
-
-
-def test_teacher_moves_by_hand_buffers_included():
-    student = nn.BatchNorm2d(1)
-    teacher = copy.deepcopy(student)
-    with torch.no_grad():
-        student.weight.fill_(3.0)
-        student.running_mean.fill_(10.0)
-        student.num_batches_tracked.fill_(7)
-    update_teacher(teacher, student, 0.99, step=0)  # a = 0: a copy
-    assert teacher.weight.item() == 3.0
-    with torch.no_grad():
-        student.weight.fill_(5.0)
-        student.running_mean.fill_(20.0)
-    update_teacher(teacher, student, 0.99, step=3)  # a = 1 - 1/4
-    assert teacher.weight.item() == pytest.approx(3.5)
-    assert teacher.running_mean.item() == pytest.approx(12.5)
-    assert teacher.num_batches_tracked.item() == 7
-    update_teacher(teacher, student, 0.99, step=999)  # a = 0.99
-    assert teacher.weight.item() == pytest.approx(3.515)
+        AdaBN(SETTING).check(nn.Sequential(nn.GroupNorm(1, 2)))
+    AdaBN(SETTING).check(model)
 
 
 def test_optimiser_state_travels_with_the_method():
-    first = methods.build_methods(["adversarial"], VALUES)
-    student = Student()
+    first, second = (Adapting(["adversarial"], SETTING, VALUES) for _ in range(2))
+    student = halved()
     for _ in range(2):
-        first["adversarial"](make_batch(student, student), student)
-        first["adversarial"].after_step(rate=0.5)
-    second = methods.build_methods(["adversarial"], VALUES)
+        first(make_seen(student, student), student)
+        first.after_step(rate=0.5)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for built in (first, second):
-        built["adversarial"](make_batch(student, student), student)
-        built["adversarial"].after_step(rate=0.25)
+        built(make_seen(student, student), student)
+        built.after_step(rate=0.25)
     for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -206,8 +181,8 @@ def test_optimiser_state_travels_with_the_method():
 @pytest.mark.parametrize("names", [["mix", "mix"], ["none", "mix"]])
 def test_combinations_that_make_no_sense_are_errors(names: list[str]):
     with pytest.raises(UserError, match="each name once, none alone"):
-        methods.build_methods(names, VALUES)
+        Adapting(names, SETTING, VALUES)
 
 
 def test_none_builds_nothing():
-    assert len(methods.build_methods(["none"], VALUES)) == 0
+    assert len(Adapting(["none"], SETTING, VALUES)) == 0

@@ -12,29 +12,23 @@ from PIL import Image
 
 import fakedata
 import train_da
-from datasets import domains
 from engine import start
 from engine.errors import UserError
-from methods import build_methods, domains_of
 from methods.base import Watch
-from training.augment import geometry
-from worlds import SMALL, VALUES, Student, assert_equal, make_batch
+from training.augment import Augment, geometry
+from worlds import SMALL, OnTheSpot, assert_equal, build_method, halved, make_seen, seen_of
 
 LOG3 = math.log(3)  # the cross-entropy of zero logits over three classes
 
 
-def build(name: str, **values):
-    return build_methods([name], {**VALUES, **values})[name]
-
-
-def undecided(seen: list):
+def undecided(seen: list) -> OnTheSpot:
     """Return a student whose logits are zero, that keeps what it is shown."""
 
     def student(images: torch.Tensor) -> dict[str, torch.Tensor]:
         seen.append(images)
         return {"out": torch.zeros(len(images), 3, *images.shape[-2:])}
 
-    return student
+    return OnTheSpot(student)
 
 
 def ids(rows: list[list[int]]) -> torch.Tensor:
@@ -71,7 +65,9 @@ def test_classmix_by_hand(monkeypatch, weight: str):
         logits[:, 1] = math.log(2)  # probabilities 1/4, 1/2, 1/4: the cost names the label
         return {"out": logits}
 
-    term = build("mix", mix_weight=weight)(batch, student)["mix"].item()
+    term = build_method("mix", mix_weight=weight)(seen_of(**batch), OnTheSpot(student))[
+        "mix"
+    ].item()
     pasted = torch.tensor([[[1, 1, 0, 0], [0, 0, 1, 0]]])
     assert torch.equal(wanted[0], 10.0 + 190.0 * pasted)
     # mixed label 0 0 1 1 / 1 1 2 1: three pasted pixels cost log 4 each; the other five cost log 2,
@@ -89,7 +85,7 @@ def test_mixing_within_the_target_pastes_the_next_image_and_its_label(monkeypatc
     label[1] = 2
     out = sure_on_the_left(label)
     batch = {"target_image": target, "teacher_out": out, "source_label": label}
-    built = build("mix", mix="box", mix_from="target", mix_weight="pixel")
+    built = build_method("mix", mix="box", mix_from="target", mix_weight="pixel")
     cost = []
 
     def student(images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -98,20 +94,20 @@ def test_mixing_within_the_target_pastes_the_next_image_and_its_label(monkeypatc
         logits[0, 2] = logits[1, 0] = 50.0  # right where the other image was pasted
         return {"out": logits}
 
-    term = built(batch, student)["mix"].item()
+    term = built(seen_of(**batch), OnTheSpot(student))["mix"].item()
     assert torch.equal(cost[0][0], torch.tensor([[100.0, 100.0, 0.0, 0.0]] * 4))
     assert torch.equal(cost[0][1], torch.tensor([[0.0, 0.0, 100.0, 100.0]] * 4))
     assert term == pytest.approx(0.0, abs=1e-5)  # the unsure right half, where it errs, counts 0
     alone = {key: value[:1] for key, value in batch.items() if torch.is_tensor(value)}
     alone["teacher_out"] = {"out": out["out"][:1]}
     with pytest.raises(UserError, match=r"--mix-from target .*--batch-size 2 or more"):
-        built(alone, student)
+        built(seen_of(**alone), OnTheSpot(student))
 
 
 def test_cutmix_real_needs_no_teacher_and_counts_labelled_pixels(monkeypatch):
     monkeypatch.setattr(geometry, "half_area_boxes", lambda *_: torch.tensor([[[0, 0, 4, 1]]]))
-    built = build("mix", mix="box", mix_labels="true")
-    assert domains_of(built.needs) == ["labelled"]
+    built = build_method("mix", mix="box", mix_labels="true")
+    assert built.needs == {"labelled"}
     batch = {
         "source_image": torch.full((1, 3, 2, 4), 200.0),
         "source_label": ids([[0, 0, 255, 255], [1, 1, 1, 1]]),
@@ -126,7 +122,9 @@ def test_cutmix_real_needs_no_teacher_and_counts_labelled_pixels(monkeypatch):
 
     # mixed label 0 0 255 255 / 2 2 255 2, probabilities 1/2, 1/4, 1/4
     expected = 2 * (2 * math.log(2) + 3 * math.log(4)) / 5
-    assert built(batch, student)["mix"].item() == pytest.approx(expected, rel=1e-5)
+    assert built(seen_of(**batch), OnTheSpot(student))["mix"].item() == pytest.approx(
+        expected, rel=1e-5
+    )
     assert built.diagnose() == ({}, [])
 
 
@@ -140,9 +138,11 @@ def test_fixmatch_by_hand():
         "target_out": sure_on_the_left(label),
         "source_label": label,
     }
-    built, seen = build("fixmatch"), []
+    built, seen = build_method("fixmatch"), []
     # half of the pixels are sure and cost log 3 each; the mean is over all; lambda is 0.5
-    assert built(batch, undecided(seen))["fixmatch"].item() == pytest.approx(0.5 * LOG3 / 2)
+    assert built(seen_of(**batch), undecided(seen))["fixmatch"].item() == pytest.approx(
+        0.5 * LOG3 / 2
+    )
     assert torch.equal(seen[0], batch["target_image"])  # jitter and blur are off
 
 
@@ -155,8 +155,8 @@ def test_fixmatch_changes_what_the_student_sees_and_not_what_is_predicted():
         "source_label": torch.zeros(2, 16, 16, dtype=torch.uint8),
     }
     seen = []
-    built = build("fixmatch", fixmatch_jitter=0.5, fixmatch_hue=0.25, fixmatch_blur=1.0)
-    built(batch, undecided(seen))
+    built = build_method("fixmatch", fixmatch_jitter=0.5, fixmatch_hue=0.25, fixmatch_blur=1.0)
+    built(seen_of(**batch), undecided(seen))
     assert not torch.equal(seen[0], image)
     assert torch.equal(batch["target_image"], image)
 
@@ -169,12 +169,12 @@ def test_fixmatch_can_paste_boxes_of_the_next_image(monkeypatch):
     label = torch.zeros(2, 4, 4, dtype=torch.uint8)
     batch = {"target_image": image, "target_out": sure_on_the_left(label), "source_label": label}
     seen = []
-    build("fixmatch", fixmatch_cutmix=1.0)(batch, undecided(seen))
+    build_method("fixmatch", fixmatch_cutmix=1.0)(seen_of(**batch), undecided(seen))
     assert torch.equal(seen[0][0, 0], torch.tensor([[100.0, 100.0, 0.0, 0.0]] * 4))
     batch = {key: value[:1] for key, value in batch.items() if torch.is_tensor(value)}
     batch["target_out"] = {"out": torch.zeros(1, 3, 4, 4)}
     with pytest.raises(UserError, match=r"--fixmatch-cutmix .*--batch-size 2 or more"):
-        build("fixmatch", fixmatch_cutmix=1.0)(batch, undecided([]))
+        build_method("fixmatch", fixmatch_cutmix=1.0)(seen_of(**batch), undecided([]))
 
 
 def test_target_supervised_by_hand_with_the_classes_weights():
@@ -182,10 +182,10 @@ def test_target_supervised_by_hand_with_the_classes_weights():
     logits = torch.zeros(1, 3, 1, 4)
     logits[:, 1] = math.log(2)  # probabilities 1/4, 1/2, 1/4
     batch = {"labelled_out": {"out": logits}, "labelled_label": ids([[0, 1, 2, 255]])}
-    batch["labelled_weight"] = None
-    plain = build("target_supervised")(batch, None)["target_seg"].item()
+    built, seen = build_method("target_supervised"), seen_of(**batch)
+    plain = built(seen, OnTheSpot(None))["target_seg"].item()
     assert plain == pytest.approx(3 * (2 * math.log(4) + math.log(2)) / 3, rel=1e-5)
-    weighted = build("target_supervised", class_weight=weights)(batch, None)["target_seg"].item()
+    weighted = built(seen, OnTheSpot(None, class_weight=weights))["target_seg"].item()
     assert weighted == pytest.approx(3 * (2 * math.log(4) + 4 * math.log(2)) / 6, rel=1e-5)
 
 
@@ -195,10 +195,11 @@ def test_pseudo_by_hand_with_and_without_confidence():
         "pseudo_label": ids([[0, 1, 2, 255]]),
         "pseudo_weight": None,
     }
-    assert build("pseudo")(batch, None)["pseudo"].item() == pytest.approx(0.25 * LOG3, rel=1e-5)
-    batch["pseudo_weight"] = torch.tensor([[[1.0, 0.5, 0.0, 1.0]]])
+    built, seen = build_method("pseudo"), seen_of(**batch)
+    assert built(seen, OnTheSpot(None))["pseudo"].item() == pytest.approx(0.25 * LOG3, rel=1e-5)
+    seen.pseudo.weight = torch.tensor([[[1.0, 0.5, 0.0, 1.0]]])
     expected = 0.25 * 1.5 * LOG3 / 4
-    assert build("pseudo")(batch, None)["pseudo"].item() == pytest.approx(expected, rel=1e-5)
+    assert built(seen, OnTheSpot(None))["pseudo"].item() == pytest.approx(expected, rel=1e-5)
 
 
 # ------------------------------------------------------------------ what a teacher is watched for
@@ -337,36 +338,36 @@ def test_the_log_says_how_sure_the_teacher_is(data: Path, tmp_path: Path, capsys
 
 
 def test_labelled_images_are_the_first_of_the_seeds_shuffle(data: Path, tmp_path: Path):
-    def opened(*flags: str) -> dict:
+    def opened(*flags: str):
         words = ["--snapshot-dir", str(tmp_path), "--data-dir", str(data), *SMALL, *flags]
-        return domains.open_data(train_da.parse_args(words))
+        return train_da.open_data(train_da.parse_args(words))
 
-    two, three = (opened("--target-labels", n)["labelled"].pairs for n in ("2", "3"))
+    two, three = (opened("--target-labels", n).labelled.pairs for n in ("2", "3"))
     assert three[:2] == two
     assert [image for image, _ in two] == [
-        image for image, _ in opened("--num-images", "2")["target"].pairs
+        image for image, _ in opened("--num-images", "2").target.pairs
     ]
     whole = opened("--target-labels", "all")
-    assert len(whole["labelled"]) == len(whole["target"]) == 4
+    assert len(whole.labelled) == len(whole.target) == 4
     fewer = opened("--target-labels", "all", "--num-images", "3")
-    assert fewer["labelled"].pairs == three
-    assert fewer["target"][0].keys() == {"image", "name"}
+    assert fewer.labelled.pairs == three
+    assert fewer.target[0].keys() == {"image", "name"}
 
 
 def test_label_and_confidence_move_together(data: Path, pseudo: Path, tmp_path: Path):
     label = torch.randint(0, 255, (8, 20, 30), dtype=torch.uint8)
     batch = {"image": label.unsqueeze(1).expand(-1, 3, -1, -1), "label": label, "confidence": label}
     torch.manual_seed(0)
-    warped = geometry.warp_batch(batch, "pseudo", crop_size=(20, 10), mirror=True, scale=(0.5, 2.0))
-    inside = warped["pseudo_label"] != 255
-    assert warped["pseudo_label"].shape == (8, 10, 20)
-    expected = warped["pseudo_label"].float() / 255
-    assert torch.equal(warped["pseudo_weight"][inside], expected[inside])
+    warped = Augment(["crop=20,10", "hflip", "scale=0.5,2"])(batch, "target")
+    inside = warped.label != 255
+    assert warped.label.shape == (8, 10, 20)
+    expected = warped.label.float() / 255
+    assert torch.equal(warped.weight[inside], expected[inside])
     assert 0 < inside.float().mean() < 1
     words = f"--method pseudo --pseudo-labels {pseudo} --pseudo-confidence".split()
     words += ["--snapshot-dir", str(tmp_path), "--data-dir", str(data), *SMALL]
     words += ["--input-size", "32,24"]
-    sample = domains.open_data(train_da.parse_args(words))["pseudo"][0]
+    sample = train_da.open_data(train_da.parse_args(words)).pseudo[0]
     name = Path(sample["name"]).name
     stored = np.asarray(Image.open(pseudo / "confidence" / name))
     assert sample["confidence"].shape == sample["label"].shape == (24, 32)
@@ -444,9 +445,7 @@ def test_a_mistake_in_the_methods_shows_before_the_baseline_is_trained(data: Pat
 
 def test_what_a_teacher_learns_from_is_the_students_own_business():
     """Labels and pseudo labels never carry gradients back to what made them."""
-    student, teacher = Student(), Student()
-    batch = make_batch(student, teacher)
-    batch["target_out"] = {"out": batch["target_out"]["out"] * 100}  # sure, and with a graph
-    frozen = undecided([])
-    term = build("fixmatch")(batch, frozen)["fixmatch"]
+    seen = make_seen(halved(), halved())
+    seen.target.outputs = {"out": seen.target.outputs["out"] * 100}  # sure, and with a graph
+    term = build_method("fixmatch")(seen, undecided([]))["fixmatch"]
     assert not term.requires_grad

@@ -9,9 +9,11 @@ from torch import nn
 
 import models
 from engine.errors import UserError
+from methods import Seen, Setting
 from methods.uncertainty import Memory, Rectify
 from models import build_model
 from models.outputs import divergence
+from worlds import OnTheSpot, seen_of
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -22,18 +24,24 @@ def logits(first: float, second: float) -> torch.Tensor:
     return pixel.repeat(2, 1, 2, 3).requires_grad_()
 
 
-def target_batch(main: torch.Tensor, aux: torch.Tensor, step: int = 0) -> dict:
+def target_seen(main: torch.Tensor, aux: torch.Tensor, step: int = 0) -> Seen:
     out = {"out": main, "aux": aux}
-    return {"step": step, "target_image": torch.zeros(2, 3, 4, 6), "target_out": out}
+    return seen_of(step=step, target_image=torch.zeros(2, 3, 4, 6), target_out=out)
+
+
+def student(aux_weight: float = 0.5) -> OnTheSpot:
+    one = OnTheSpot(None)
+    one.network.aux_weight = aux_weight
+    return one
 
 
 def memory(**values) -> Memory:
-    return Memory(**{"align_corners": False, "lambda_memory": 0.1, "memory_from": 0, **values})
+    return Memory(Setting(2, ("out", "aux")), **values)
 
 
-def rectify(**values) -> Rectify:
-    given = {"align_corners": False, "lambda_seg": 0.5, "lambda_rectify": 2.0, **values}
-    return Rectify(**given)
+def rectify(class_weight: torch.Tensor | None = None, **values) -> Rectify:
+    setting = Setting(2, ("out", "aux"), class_weight=class_weight)
+    return Rectify(setting, **{"lambda_rectify": 2.0, **values})
 
 
 def test_divergence_by_hand():
@@ -46,7 +54,7 @@ def test_divergence_by_hand():
 
 def test_memory_by_hand():
     """Heads (3/4, 1/4) and (1/10, 9/10); together 0.5 (0, 2 ln 3) + (ln 3, 0): (1/2, 1/2)."""
-    terms = memory()(target_batch(logits(LN3, 0), logits(0, 2 * LN3)), None)
+    terms = memory()(target_seen(logits(LN3, 0), logits(0, 2 * LN3)), None)
     main = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     aux = 0.5 * math.log(0.5 / 0.1) + 0.5 * math.log(0.5 / 0.9)
     assert (main, aux) == pytest.approx((0.14384, 0.51083), abs=1e-5)
@@ -57,7 +65,7 @@ def test_memory_by_hand():
 def test_the_memory_itself_gets_no_gradient():
     """With aux (1/2, 1/2) the common prediction is main's: only aux has something to learn."""
     main, aux = logits(LN3, 0), logits(0, 0)
-    sum(memory()(target_batch(main, aux), None).values()).backward()
+    sum(memory()(target_seen(main, aux), None).values()).backward()
     assert main.grad.abs().max() < 1e-8
     # d KL(p || q) / d logit = q - p, times 0.1, over 48 pixels that 12 logits are resized to
     assert aux.grad.sum((0, 2, 3)).tolist() == pytest.approx([-0.025, 0.025], rel=1e-4)
@@ -66,20 +74,19 @@ def test_the_memory_itself_gets_no_gradient():
 def test_memory_waits_for_its_step():
     waiting = memory(memory_from=5)
     heads = logits(LN3, 0), logits(0, 0)
-    assert waiting(target_batch(*heads, step=4), None)["memory_aux"].item() == 0
-    assert waiting(target_batch(*heads, step=5), None)["memory_aux"].item() > 0.01
+    assert waiting(target_seen(*heads, step=4), None)["memory_aux"].item() == 0
+    assert waiting(target_seen(*heads, step=5), None)["memory_aux"].item() > 0.01
 
 
-def pseudo_batch(main: torch.Tensor, aux: torch.Tensor, label: torch.Tensor) -> dict:
-    out = {"out": main, "aux": aux}
-    return {"pseudo_out": out, "pseudo_label": label, "pseudo_weight": None}
+def pseudo_seen(main: torch.Tensor, aux: torch.Tensor, label: torch.Tensor) -> Seen:
+    return seen_of(pseudo_out={"out": main, "aux": aux}, pseudo_label=label)
 
 
 def test_rectified_loss_by_hand():
     """Heads (3/4, 1/4) and (1/2, 1/2); class 0 on the upper half, no label on the lower."""
     label = torch.zeros(2, 4, 6, dtype=torch.uint8)
     label[:, 2:] = 255
-    terms = rectify()(pseudo_batch(logits(LN3, 0), logits(0, 0), label), None)
+    terms = rectify()(pseudo_seen(logits(LN3, 0), logits(0, 0), label), student())
     variance = 0.5 * math.log(4 / 3)  # KL(aux || main) = 0.14384; exp(-v) = sqrt(3/4)
     main = 0.5 * math.log(4 / 3) * math.sqrt(3 / 4) + variance
     assert main == pytest.approx(0.26841, abs=1e-5)
@@ -93,17 +100,17 @@ def test_rectified_loss_by_hand():
 def test_rectified_loss_weighs_classes():
     label = torch.zeros(2, 4, 6, dtype=torch.uint8)
     built = rectify(lambda_rectify=1.0, class_weight=torch.tensor([3.0, 1.0]))
-    term = built(pseudo_batch(logits(0, 0), logits(0, 0), label), None)["rectify"]
+    term = built(pseudo_seen(logits(0, 0), logits(0, 0), label), student())["rectify"]
     assert term.item() == pytest.approx(3 * LN2, rel=1e-5)
     assert not built.state_dict()  # the weights are data's, not the method's
 
 
 def test_rectified_loss_takes_the_labels_confidence():
     """A quarter of the pixels has confidence 1/2, the others 0."""
-    batch = pseudo_batch(logits(0, 0), logits(0, 0), torch.zeros(2, 4, 6, dtype=torch.uint8))
-    batch["pseudo_weight"] = torch.zeros(2, 4, 6)
-    batch["pseudo_weight"][:, 0] = 0.5
-    term = rectify(lambda_rectify=1.0)(batch, None)["rectify"]
+    seen = pseudo_seen(logits(0, 0), logits(0, 0), torch.zeros(2, 4, 6, dtype=torch.uint8))
+    seen.pseudo.weight = torch.zeros(2, 4, 6)
+    seen.pseudo.weight[:, 0] = 0.5
+    term = rectify(lambda_rectify=1.0)(seen, student())["rectify"]
     assert term.item() == pytest.approx(LN2 / 8, rel=1e-5)
 
 
@@ -112,20 +119,19 @@ def test_the_variance_moves_both_heads(name: str):
     """Nothing is labelled, so the variance is all there is; either term alone moves both."""
     main, aux = logits(LN3, 0), logits(0, 0)
     label = torch.full((2, 4, 6), 255, dtype=torch.uint8)
-    rectify()(pseudo_batch(main, aux, label), None)[name].backward()
+    rectify()(pseudo_seen(main, aux, label), student())[name].backward()
     assert main.grad[:, 0].sum() > 0 > aux.grad[:, 0].sum()  # towards each other
 
 
 @pytest.mark.parametrize("built", [memory(), rectify()])
 def test_gradients_reach_both_heads_of_a_network(built: nn.Module):
     torch.manual_seed(0)
-    student = build_model("deeplabv3plus", 2, backbone="efficientnet_lite0", multi_level=True)
+    network = build_model("deeplabv3plus", 2, backbone="efficientnet_lite0", multi_level=True)
     images = torch.randn(2, 3, 33, 49)
-    out, label = student(images), torch.zeros(2, 33, 49, dtype=torch.uint8)
-    batch = {"step": 0, "target_image": images, "target_out": out}
-    batch |= pseudo_batch(out["out"], out["aux"], label)
-    sum(built(batch, None).values()).backward()
-    for part in (student.encoder, student.head, student.aux_head):
+    out, label = network(images), torch.zeros(2, 33, 49, dtype=torch.uint8)
+    seen = seen_of(target_image=images, target_out=out, pseudo_out=out, pseudo_label=label)
+    sum(built(seen, student()).values()).backward()
+    for part in (network.encoder, network.head, network.aux_head):
         for parameter in part.parameters():
             assert parameter.grad.isfinite().all()
         assert any(parameter.grad.any() for parameter in part.parameters())

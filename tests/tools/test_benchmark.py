@@ -226,7 +226,7 @@ def test_the_step_is_that_of_the_training_script(tmp_path, monkeypatch):
 
     source = build_dataset("gta5", gta5, split="train", size=(64, 32))[0]
     target = build_dataset("cityscapes", cityscapes, split="train", size=(64, 32))[0]
-    step = training.Step(training.recipe_values("resnet50"), CPU, "fp32")
+    step = training.Step(training.recipe_options("resnet50"), CPU, "fp32")
     for entry in logged:
         terms = step(source["image"][None], source["label"][None], target["image"][None])
         assert {name: entry[name] for name in terms} == {

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import fakedata
 import train_da
 import train_seg
-from training.augment import policies
+from training.augment import Augment, policies
 from worlds import SMALL
 
 WIDTH, HEIGHT = 61, 43  # odd, and no multiple of each other
@@ -228,15 +228,17 @@ def test_rotation_turns_counter_clockwise():
     [("source", ["source"]), ("target", ["target", "labelled"]), ("both", None), ("", None)],
 )
 def test_whose_images_are_changed(monkeypatch, tmp_path: Path, where: str, expected: list | None):
-    """What was handed over tells who it is: labels, none, or a stack of maps."""
+    """In a step the source comes first, then the target's images, then the labelled ones."""
     data = fakedata.make_camvid(tmp_path / "camvid", n=6, size=(64, 48))
     seen = []
+    augment = Augment.__call__
 
-    def record(images: torch.Tensor, labels: torch.Tensor | None = None):
-        seen.append("target" if labels is None else "source" if labels.ndim == 3 else "labelled")
-        return images, labels
+    def record(self, batch: dict, side: str):
+        domain = "source" if side == "source" else "labelled" if "label" in batch else "target"
+        monkeypatch.setattr(policies, "auto_augment", lambda *maps: seen.append(domain) or maps)
+        return augment(self, batch, side)
 
-    monkeypatch.setattr(policies, "auto_augment", record)
+    monkeypatch.setattr(Augment, "__call__", record)
     words = [*SMALL, "--data-dir", str(data), "--snapshot-dir", str(tmp_path / "run")]
     words += "--method entropy target_supervised --target-labels 2 --num-workers 0".split()
     words += ["--num-steps", "1", "--adapt-from", "0", "--auto-augment", *filter(None, [where])]

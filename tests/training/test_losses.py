@@ -10,7 +10,7 @@ from training import losses
 
 def test_cross_entropy_is_the_mean_over_labelled_pixels():
     logits = torch.tensor([[[[0.0, 0.0, 5.0]], [[0.0, math.log(3), 0.0]]]])  # [1,2,1,3]
-    label = torch.tensor([[[0, 1, 255]]], dtype=torch.uint8)
+    label = torch.tensor([[[0, 1, 255]]])
     # -log(1/2) and -log(3/4); the third pixel is ignored
     assert losses.cross_entropy(logits, label).item() == pytest.approx(
         (math.log(2) + math.log(4 / 3)) / 2
@@ -19,19 +19,17 @@ def test_cross_entropy_is_the_mean_over_labelled_pixels():
 
 def test_cross_entropy_weighs_classes_as_torch_does():
     torch.manual_seed(0)
-    logits, label = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5), dtype=torch.uint8)
+    logits, label = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
     label[0, :2] = 255
     weight = torch.tensor([0.5, 1.0, 4.0])
-    expected = torch.nn.functional.cross_entropy(
-        logits, label.long(), weight=weight, ignore_index=255
-    )
+    expected = torch.nn.functional.cross_entropy(logits, label, weight=weight, ignore_index=255)
     ours = losses.cross_entropy(logits, label, class_weight=weight)
     torch.testing.assert_close(ours, expected)
 
 
 def test_a_crop_without_labels_gives_zero_and_zero_gradients():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    label = torch.full((1, 4, 4), 255, dtype=torch.uint8)
+    label = torch.full((1, 4, 4), 255)
     for weight in (None, torch.ones(3)):
         loss = losses.cross_entropy(logits, label, class_weight=weight)
         loss.backward()
@@ -41,7 +39,7 @@ def test_a_crop_without_labels_gives_zero_and_zero_gradients():
 
 def test_pixel_weights_divide_by_all_pixels():
     logits = torch.zeros(1, 4, 1, 2)
-    label = torch.tensor([[[1, 255]]], dtype=torch.uint8)
+    label = torch.tensor([[[1, 255]]])
     weight = torch.tensor([[[0.5, 1.0]]])
     # 0.5 * log 4 on the first pixel, nothing on the ignored one, over two pixels
     ours = losses.cross_entropy(logits, label, pixel_weight=weight)

@@ -16,14 +16,13 @@ import methods
 import models
 import train_da
 import train_seg
-from datasets import domains
 from engine.errors import UserError
-from inference import loop
-from models.recompute import Block
+from engine.values import Training
+from models.transforms import Block
 from tools.benchmark import scenes, training
 from training import student
 from training.run import Run
-from training.student import make_forward, make_model
+from training.student import build_network, make_forward
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 NETWORKS = {
@@ -60,10 +59,10 @@ def supervised(folder: Path, flags: list[str]):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_three_steps_are_those_of_the_plain_way(dtype: torch.dtype):
     """In float64, where rounding cannot hide a mistake, weights agree as closely as losses."""
-    values = training.recipe_values("resnet50")
-    values |= {"model": "deeplabv3plus", "discriminator_width": 8}
-    values["model_options"] = {"backbone": "efficientnet_lite0", "multi_level": True}
-    ours = training.Step(values, CPU, "fp32")
+    args = training.recipe_options("resnet50")
+    args.model = {"name": "deeplabv3plus", "encoder": "efficientnet_lite0", "multi_level": True}
+    args.discriminator_width = 8
+    ours = training.Step(args, CPU, "fp32")
     plain = training.PlainStep(ours)
     for network in (ours.model, plain.model, plain.discriminators):
         network.to(dtype)
@@ -74,7 +73,7 @@ def test_three_steps_are_those_of_the_plain_way(dtype: torch.dtype):
     def prepare(images: torch.Tensor) -> torch.Tensor:
         return models.normalise(images, ours.model.normalisation).to(dtype)
 
-    ours.student = lambda images: ours.model(prepare(images))
+    ours.student._forward = lambda images: ours.model(prepare(images))
     for seed in range(3):
         images, label = scenes.batch((64, 32), 2, seed)
         target, _ = scenes.batch((64, 32), 2, 10 + seed)
@@ -104,10 +103,10 @@ def unreadable(monkeypatch):
 
     for script in (train_da, train_seg):
         monkeypatch.setattr(script, "pick_device", lambda _: META)
+        monkeypatch.setattr(script, "validate", lambda *_, **__: {"miou": 0.0})
     for module in (train_da, student):
         monkeypatch.setattr(module, "autocast", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # there is none on meta
-    monkeypatch.setattr(loop, "validate", lambda *_, **__: {"miou": 0.0})
     monkeypatch.setattr(Run, "scored", scored)
     for method in methods.METHODS.values():
         monkeypatch.setattr(method, "diagnose", lambda _: ({}, []))
@@ -119,7 +118,7 @@ def unreadable(monkeypatch):
 @pytest.mark.parametrize("method", ["adversarial", "advent", "entropy", "mix", "fixmatch"])
 def test_a_step_of_adaptation_never_waits_for_the_device(tmp_path: Path, flags, method: str):
     args = adapting(tmp_path, flags, "--method", method)
-    model, _ = train_da.train(args, domains.open_data(args), args.method, str(tmp_path))
+    model, _ = train_da.train(args, train_da.open_data(args), args.method, str(tmp_path))
     assert next(model.parameters()).device == META
 
 
@@ -142,12 +141,12 @@ def test_a_step_that_reads_a_value_is_found(tmp_path: Path, flags, monkeypatch):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_recomputed_activations_change_no_bit(name: str, precision: str):
     """Two steps: logits, gradients, and statistics that move once a step, not twice."""
-    keeping = make_model(name, 5, NETWORKS[name], seed=0, device=CPU)
+    keeping = build_network(Training({"name": name, **NETWORKS[name]}), 5)
     recomputing = copy.deepcopy(keeping)
     models.checkpoint_activations(recomputing)
     seen = {}
     for network in (keeping, recomputing):
-        forward = make_forward(network, precision, CPU)
+        forward = make_forward(network, Training({}, precision=precision), CPU)
         generator = torch.Generator().manual_seed(1)
         for _ in range(2):
             out = forward(torch.rand(2, 3, 40, 48, generator=generator) * 255)["out"]
@@ -217,7 +216,7 @@ def test_a_compiled_network_trains_as_the_eager_one(monkeypatch):
     models.checkpoint_activations(networks[True])
     outputs = []
     for compiled, network in networks.items():
-        forward = make_forward(network, "fp32", CPU, compiled=compiled)
+        forward = make_forward(network, Training({}, compiled=compiled), CPU)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
         for step in range(3):
             generator = torch.Generator().manual_seed(step)
@@ -237,7 +236,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch):
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     with fresh_cache():
-        forward = make_forward(Small(), "fp32", CPU, compiled=True)
+        forward = make_forward(Small(), Training({}, compiled=True), CPU)
         with pytest.raises(UserError, match=r"^--compile needs a C\+\+ compiler that works: ") as e:
             forward(torch.zeros(1, 3, 9, 9))
     assert "\n" not in str(e.value)

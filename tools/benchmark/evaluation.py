@@ -17,6 +17,7 @@ import models
 from datasets import build_dataset
 from datasets.loading import make_loader
 from engine.device import pick_precision
+from engine.values import Loading
 from inference import loop
 from inference.predictor import Predictor
 from tools.benchmark import scenes
@@ -57,16 +58,16 @@ def run(
         ours = calibrated(backbone, dataset[0]["image"][None]).to(device)
         plain = plain_copy(ours)
         ours = models.fold_batchnorm(ours).to(memory_format=torch.channels_last)
-        predictor = Predictor(ours, precision=precision, align_corners=True)
+        predictor = Predictor(ours, precision)
         row = {"precision": precision, "gflop_per_image": forward_gflop(plain, input_size)}
         row |= agreement(predictor, plain, dataset[0])
 
-        clock = NetworkClock(predictor.model)
-        loading = {"batch_size": batch_size, "num_workers": num_workers}
+        clock = NetworkClock(predictor.network)
+        loading = Loading(num_workers)
         seconds = alternate(
             [
-                lambda: loop.evaluate(predictor, dataset, **loading).compute(),
-                lambda: plain_counts(plain, dataset, num_workers),
+                lambda: loop.evaluate(predictor, dataset, loading, batch_size).compute(),
+                lambda: plain_counts(plain, dataset, loading),
             ],
             device,
             repeats,
@@ -101,6 +102,7 @@ def calibrated(backbone: str, images: Tensor) -> nn.Module:
     model = models.build_model(
         "deeplabv2", scenes.NUM_CLASSES, backbone=backbone, multi_level=True, aspp_dilations=(6, 12)
     )
+    model.align_corners = True
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the statistics become the average, here of one batch
@@ -125,7 +127,7 @@ def agreement(predictor: Predictor, plain: nn.Module, sample: dict) -> dict:
     about a trained one: compare `evaluate.py --precision` with a checkpoint for that.
     """
     image, size = sample["image"][None], tuple(sample["label"].shape)
-    exact = Predictor(predictor.model, precision="fp32", align_corners=True)
+    exact = Predictor(predictor.network)
     with exact_convolutions():
         expected = plain_ids(plain, image, size)
         ids = exact(image, size)[0].cpu().numpy()
@@ -147,10 +149,10 @@ def plain_ids(model: nn.Module, images: Tensor, size: tuple[int, int]) -> np.nda
     return full[0].cpu().numpy().argmax(0)
 
 
-def plain_counts(model: nn.Module, dataset: Dataset, num_workers: int) -> np.ndarray:
+def plain_counts(model: nn.Module, dataset: Dataset, loading: Loading) -> np.ndarray:
     """Predict and count as AdaptSegNet does, without the PNG files between the two."""
     counts = np.zeros(scenes.NUM_CLASSES**2, np.int64)
-    for batch in make_loader(dataset, num_workers=num_workers, batch_size=1):
+    for batch in make_loader(dataset, loading, batch_size=1):
         label = batch["label"][0].numpy()
         counts += fast_hist(label, plain_ids(model, batch["image"], label.shape))
     return counts

@@ -19,6 +19,7 @@ import models
 from datasets import SegmentationDataset, build_dataset
 from datasets.cache import CachedDataset
 from datasets.loading import make_loader
+from engine.values import Loading
 from models.normalisation import NORMALISATIONS
 from tools.benchmark import scenes
 from tools.benchmark.timing import alternate, compare
@@ -84,8 +85,10 @@ def ways(
     ours: Dataset, cached: CachedDataset, plain: Dataset, workers: int
 ) -> dict[str, Callable[[], None]]:
     """Return by name the ways to load every sample once, with so many workers."""
-    how = {"num_workers": workers, "persistent_workers": workers > 0, "batch_size": 1}
-    loader, kept, other = (make_loader(data, **how) for data in (ours, cached, plain))
+    how = {"persistent_workers": workers > 0, "batch_size": 1}
+    loader, kept, other = (
+        make_loader(data, Loading(workers), **how) for data in (ours, cached, plain)
+    )
     return {
         "": functools.partial(drain, loader),
         ", cache cold": functools.partial(fill, kept),

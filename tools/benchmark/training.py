@@ -1,5 +1,6 @@
 """Time one step of adversarial adaptation, the multi-level one of AdaptSegNet."""
 
+import argparse
 import copy
 import functools
 import math
@@ -16,13 +17,12 @@ import models
 from engine import options
 from engine.device import autocast, pick_precision
 from engine.seeds import seed_everything
+from methods import Adapting, Seen, Setting
 from tools.benchmark import scenes
 from tools.benchmark.classifier import plain_copy
 from tools.benchmark.timing import alternate, compare, exact_convolutions
-from training import losses
-from training.augment import geometry
-from training.schedule import make_optimizer, poly_rate, set_rate
-from training.student import make_forward, make_model
+from training.augment import AUGMENTATIONS, Augment
+from training.student import Student
 
 RECIPE = "adaptsegnet-multi"
 
@@ -49,11 +49,11 @@ def run(
         repeats: rounds.
     """
     precision = pick_precision("auto", device)
-    values = recipe_values(backbone)
+    args = recipe_options(backbone)
     images, label = (part.to(device) for part in scenes.batch(size, batch_size, 0))
     target = scenes.batch(size, batch_size, 1)[0].to(device)
 
-    exact = Step(values, device, "fp32")
+    exact = Step(args, device, "fp32")
     plain = PlainStep(exact)
     # the plain way normalises while it loads, which is not part of the step
     plain_images = models.normalise(images, exact.model.normalisation)
@@ -67,7 +67,7 @@ def run(
     assert alike > 0.95, f"ours moves the weights elsewhere: cosine {alike}"
     del exact
 
-    ours = Step(values, device, precision)
+    ours = Step(args, device, precision)
     seconds = alternate(
         [
             lambda: ours(images, label, target),
@@ -87,14 +87,16 @@ def run(
     yield {"name": shown, **compare(*seconds), **row}, f"{remark} {row['recomputing_mb']:.0f} MB"
 
 
-def recipe_values(backbone: str) -> dict:
-    """Return the option values of train_da.py under AdaptSegNet's recipe."""
+def recipe_options(backbone: str) -> argparse.Namespace:
+    """Return the options of train_da.py under AdaptSegNet's recipe."""
     parser = options.parser("the options a step needs")
-    for add in (options.add_recipe, options.add_model, options.add_training, methods.add_options):
-        add(parser)
-    words = f"--recipe {RECIPE} --backbone {backbone} --snapshot-dir none".split()
-    args = options.parse(parser, words)
-    return {**vars(args), "model_options": options.model_options(args)}
+    options.add_recipe(parser)
+    options.add_model(parser, models.MODELS)
+    options.add_training(parser)
+    options.add_augmentation(parser, AUGMENTATIONS)
+    methods.add_options(parser)
+    words = f"--recipe {RECIPE} --backbone {backbone} --weights none --snapshot-dir none".split()
+    return options.parse(parser, words)
 
 
 def check_losses(terms: dict[str, Tensor], expected: dict[str, float]) -> None:
@@ -166,63 +168,43 @@ def memory(step: "Step", batch: tuple[Tensor, ...], device: torch.device) -> dic
 
 
 class Step:
-    """One step of train_da.py: the lines of its loop, in its order, without data and records.
+    """One step of train_da.py, by its parts in its order, without data and records.
 
     Args:
-        values: of `recipe_values`.
-        device, precision: see `engine.autocast`.
+        args: of `recipe_options`.
+        device, precision: see `engine.device.autocast`.
     """
 
-    def __init__(self, values: dict, device: torch.device, precision: str) -> None:
-        self.values = values
-        seed = values["random_seed"]
-        self.model = make_model(
-            values["model"], scenes.NUM_CLASSES, values["model_options"], seed=seed, device=device
+    def __init__(self, args: argparse.Namespace, device: torch.device, precision: str) -> None:
+        self.args = args
+        self.student = Student(options.training(args, precision), scenes.NUM_CLASSES, device)
+        self.model = self.student.network
+        seed_everything(args.random_seed, "methods")
+        setting = Setting(
+            num_classes=scenes.NUM_CLASSES,
+            heads=self.model.heads,
+            align_corners=self.model.align_corners,
+            autocast=functools.partial(autocast, precision, device),
         )
-        self.optimizer = make_optimizer(
-            values["optimizer"],
-            self.model.param_groups(values["learning_rate"]),
-            learning_rate=values["learning_rate"],
-            momentum=values["momentum"],
-            weight_decay=values["weight_decay"],
-        )
-        self.student = make_forward(self.model, precision, device)
-        seed_everything(seed, "methods")
-        context = functools.partial(autocast, precision, device)
-        given = {"num_classes": scenes.NUM_CLASSES, "autocast": context}
-        self.adapting = methods.build_methods(values["method"], {**values, **given}).to(device)
-        self.crop = {key: values[f"random_{key}"] for key in ("scale", "mirror")}
-        self.crop["crop_size"] = values["crop_size"]
+        self.adapting = Adapting(args.method, setting, vars(args)).to(device)
+        self.augment = Augment(args.augment)
 
     def __call__(self, images: Tensor, label: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Train on one batch of each domain; images uint8 [N,3,H,W], label uint8 [N,H,W]."""
-        values = self.values
-        rate = poly_rate(0, values["num_steps"], values["power"], values["warmup_steps"])
-        set_rate(self.optimizer, rate)
-        self.optimizer.zero_grad(set_to_none=True)
-        images, label = geometry.warp(images, label, **self.crop)
-        images = geometry.color_jitter(images, values["color_jitter"], values["color_jitter"] / 4)
-        out = self.student(images)
-        how = {"align_corners": values["align_corners"]}
-        terms = losses.segmentation(out, label, values["lambda_seg"], **how)
-        sum(terms.values()).backward()
-        target, _ = geometry.warp(target, **self.crop)
-        batch = {
-            "source_image": images,
-            "source_label": label,
-            "source_out": {key: value.detach() for key, value in out.items()},
-            "target_image": target,
-            "target_out": self.student(target),
-        }
-        added = {}
-        for method in self.adapting.values():
-            added |= method(batch, self.student)
-        sum(added.values()).backward()
+        student, rate = self.student, self.student.rate_at(0)
+        student.begin(rate)
+        source = self.augment({"image": images, "label": label}, "source")
+        source.outputs = student(source.image)
+        terms = student.loss(source.outputs, source.label)
+        student.backward(terms)
+        source.outputs = {key: value.detach() for key, value in source.outputs.items()}
+        seen = Seen(0, source, target=self.augment({"image": target}, "target"))
+        seen.target.outputs = student(seen.target.image)
+        added = self.adapting(seen, student)
+        student.backward(added)
+        student.end()
         terms = {name: value.detach() for name, value in (terms | added).items()}
-        self.optimizer.step()
-        for method in self.adapting.values():
-            terms |= method.after_step(rate)
-        return terms
+        return terms | self.adapting.after_step(rate)
 
 
 class PlainStep:
@@ -236,19 +218,19 @@ class PlainStep:
     """
 
     def __init__(self, step: Step) -> None:
-        values = self.values = step.values
+        args = self.args = step.args
         self.model = plain_copy(step.model)
         self.discriminators = copy.deepcopy(step.adapting["adversarial"].discriminators)
         self.discriminators.requires_grad_(True)
         self.optimizer = torch.optim.SGD(
-            self.model.param_groups(values["learning_rate"]),
-            momentum=values["momentum"],
-            weight_decay=values["weight_decay"],
+            self.model.param_groups(args.learning_rate),
+            momentum=args.momentum,
+            weight_decay=args.weight_decay,
         )
         self.optimizer_D = torch.optim.Adam(
-            self.discriminators.parameters(), lr=values["learning_rate_D"], betas=(0.9, 0.99)
+            self.discriminators.parameters(), lr=args.learning_rate_D, betas=(0.9, 0.99)
         )
-        self.weights = {"out": values["lambda_adv_target2"], "aux": values["lambda_adv_target1"]}
+        self.weights = {"out": args.lambda_adv_target2, "aux": args.lambda_adv_target1}
 
     def __call__(self, images: Tensor, label: Tensor, target: Tensor) -> dict[str, float]:
         """Train on one batch of each domain; images normalised, label uint8 [N,H,W]."""
@@ -260,7 +242,7 @@ class PlainStep:
             F.cross_entropy(source_out[key], label.long(), ignore_index=scenes.IGNORE)
             for key in ("out", "aux")
         )
-        seg_aux = self.values["lambda_seg"] * seg_aux
+        seg_aux = self.args.lambda_seg * seg_aux
         (seg + seg_aux).backward()
         terms = {"seg": seg.item(), "seg_aux": seg_aux.item()}
 

@@ -6,7 +6,6 @@ Every draw comes from torch's global generator, which the training loops seed wi
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +32,14 @@ def warp(
 
     Args:
         images: uint8 or float [N,3,H,W].
-        labels: uint8 [N,H,W], or several maps an image [N,K,H,W], or None.
+        labels: uint8 [N,K,H,W], K maps an image, the first the label; or None.
         crop_size: (W, H) in pixels; None keeps the size.
         scale: range of a uniform factor; what lies outside the image is black, label 255.
         mirror: flip left to right with probability 1/2.
         rare_class: int64 [N], the class that each crop should hold; see `crops_with`.
 
     Returns:
-        float32 images [N,3,h,w] and uint8 labels [N,h,w] or [N,K,h,w] (None without labels).
+        float32 images [N,3,h,w] and uint8 labels [N,K,h,w] (None without labels).
 
     Raises:
         UserError: the crop is larger than the images.
@@ -58,7 +57,7 @@ def warp(
         left = place(left, width * factor, crop_w)
         top = place(top, height * factor, crop_h)
     else:
-        factor, left, top = crops_with(rare_class, labels, (crop_w, crop_h), scale)
+        factor, left, top = crops_with(rare_class, labels[:, 0], (crop_w, crop_h), scale)
         flip = flip.to(images.device, non_blocking=True)
     sign = torch.where(flip < 0.5, -1.0, 1.0) if mirror else torch.ones_like(flip)
     # grid_sample's coordinates run from -1 to 1 over the input: x_in = a * x_out + b
@@ -144,30 +143,6 @@ def crops_with(
     enough[:, -1] = True
     chosen = enough.int().argmax(1, keepdim=True)
     return torch.stack([factor, left, top]).gather(2, chosen.expand(3, n, 1)).squeeze(2)
-
-
-def warp_batch(batch: dict, name: str, then: Callable | None = None, **how) -> dict:
-    """Warp a loader's batch for the methods: NAME_image, and what lies over it.
-
-    Args:
-        batch: `image`; `label` if labelled; `confidence`, uint8 like the label, if that has one.
-        name: what the results' names begin with.
-        then: what else to do to images and labels, for instance `autoaugment.auto_augment`.
-        **how: of `warp`.
-
-    Returns:
-        NAME_image; for a labelled batch also NAME_label, and NAME_weight: float [N,h,w], the
-        confidence from 0 to 1, or None.
-    """
-    maps = [batch[key] for key in ("label", "confidence") if key in batch]
-    images, maps = warp(batch["image"], torch.stack(maps, 1) if maps else None, **how)
-    if then is not None:
-        images, maps = then(images, maps)
-    if maps is None:
-        return {f"{name}_image": images}
-    label, *weight = maps.unbind(1)
-    weight = weight[0] / 255 if weight else None
-    return {f"{name}_image": images, f"{name}_label": label, f"{name}_weight": weight}
 
 
 @torch.no_grad()

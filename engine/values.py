@@ -1,0 +1,118 @@
+"""Values that belong together: options make them, functions take them as one."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images of which dataset, and in which size; see `datasets.build_dataset`.
+
+    Attributes:
+        dataset: name; None for the one that a checkpoint was validated on.
+        root: the data folder; None for the checkpoint's, or for a dataset without files.
+        split: of the dataset; None for the checkpoint's, else val.
+        list_file: instead of a split.
+        size: W, H in pixels that images are resized to; None for the checkpoint's, else their own.
+        num_images: use so many, at random.
+        seed: of that choice.
+        cache_dir: where decoded samples are kept.
+        options: the dataset's own.
+    """
+
+    dataset: str | None = None
+    root: str | None = None
+    split: str | None = None
+    list_file: str | None = None
+    size: tuple[int, int] | None = None
+    num_images: int | None = None
+    seed: int = 0
+    cache_dir: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How samples come from the disk.
+
+    Attributes:
+        num_workers: processes that decode; 0 decodes in the main one.
+        timeout_seconds: of one batch, with workers; 0 waits for ever.
+    """
+
+    num_workers: int = 0
+    timeout_seconds: float = 0
+
+
+@dataclass(frozen=True)
+class Views:
+    """How an image is shown to a network; its probabilities are averaged over the views.
+
+    Attributes:
+        scales: factors of the input size, each above 0.
+        flip: add the mirrored image of every scale.
+        slide: windows of W, H input pixels, multiples of 32; None for the whole image at once.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    slide: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is built and trained.
+
+    Attributes:
+        architecture: name and options of `models.build_model`.
+        weights: what it starts from, one after the other: files, "imagenet"; None for nothing.
+        seed: of the random weights.
+        loss: words of --loss; None for the network's own.
+        aux_weight: of the auxiliary output's loss; None for the network's own.
+        align_corners: how logits are resized; None for the network's own.
+        optimizer: sgd or adamw, with its learning_rate, momentum and weight_decay.
+        num_steps: of the poly schedule, with its power and warmup_steps.
+        iter_size: batches of a step.
+        precision: bf16 or fp32.
+        compiled: by torch.compile.
+        recompute: activations in backward.
+        sync_bn: batch norm over the images of all processes.
+    """
+
+    architecture: dict[str, Any]
+    weights: tuple[str | None, ...] = ()
+    seed: int = 0
+    loss: list[str] | None = None
+    aux_weight: float | None = None
+    align_corners: bool | None = None
+    optimizer: str = "sgd"
+    learning_rate: float = 2.5e-4
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    num_steps: int = 250_000
+    power: float = 0.9
+    warmup_steps: int = 0
+    iter_size: int = 1
+    precision: str = "fp32"
+    compiled: bool = False
+    recompute: bool = False
+    sync_bn: bool = False
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a run writes, and how often.
+
+    Attributes:
+        print_every: steps between lines of the log.
+        score_every: steps between validations, each published as a checkpoint.
+        every_minutes: between saves of `last.pth` beside those; 0 for none.
+        keep_last: how many published steps stay, the newest ones; None keeps all.
+        tensorboard: write scalars for it too.
+    """
+
+    print_every: int = 50
+    score_every: int = 5000
+    every_minutes: float = 0
+    keep_last: int | None = None
+    tensorboard: bool = False
