@@ -9,7 +9,7 @@ import kernels
 from engine.errors import UserError
 from engine.words import HueTurns, Share, Weight
 from methods.base import Method, Seen, Setting, Watch
-from training.augment import geometry
+from training.augment import colour, pasting
 from training.student import Student
 
 
@@ -54,14 +54,14 @@ class FixMatch(Method):
         )
         sure = confidence >= self.threshold
         self.watch.count(label, sure, seen.source.label)
-        image = geometry.color_jitter(image, self.jitter, self.hue, probability=0.8)
-        image = geometry.gaussian_blur(image, self.blur, sigma=(0.1, 2.0))
+        image = colour.color_jitter(image, self.jitter, self.hue, probability=0.8)
+        image = colour.gaussian_blur(image, self.blur, sigma=(0.1, 2.0))
         weight = sure.float()
         if self.cutmix:
             n, _, height, width = image.shape
             if n == 1:
                 raise UserError("--fixmatch-cutmix mixes a batch: give --batch-size 2 or more")
-            boxes = geometry.half_area_boxes(n, height, width)
+            boxes = pasting.half_area_boxes(n, height, width)
             boxes[torch.rand(n) >= self.cutmix] = 0
             boxes = boxes.to(image.device, non_blocking=True)
             below = [image, label, weight]

@@ -9,7 +9,7 @@ import kernels
 from engine.errors import UserError
 from engine.words import HueTurns, Share, Weight
 from methods.base import Method, Seen, Setting, Watch
-from training.augment import geometry
+from training.augment import colour, pasting
 from training.student import Student
 
 
@@ -65,8 +65,8 @@ class Mix(Method):
         """Return the cross-entropy on the mixed images."""
         below = self._labelled(seen) if self.true_labels else self._by_teacher(seen)
         image, label, *weight = self._pasted(below, seen)
-        image = geometry.color_jitter(image, self.jitter, self.hue, probability=0.8)
-        image = geometry.gaussian_blur(image, self.blur)
+        image = colour.color_jitter(image, self.jitter, self.hue, probability=0.8)
+        image = colour.gaussian_blur(image, self.blur)
         how = {"pixel_weight": weight[0] if weight else None, "balanced": False}
         terms = student.loss(student(image), label, "mix", **how)
         return {name: self.weight * term for name, term in terms.items()}
@@ -103,8 +103,8 @@ class Mix(Method):
                 f"{tuple(image.shape)} into {tuple(target.shape)}: give --crop-size"
             )
         if self.kind == "class":
-            return kernels.classmix(below, above, label, geometry.half_of_classes(label))
-        boxes = geometry.half_area_boxes(len(image), *image.shape[-2:])
+            return kernels.classmix(below, above, label, pasting.half_of_classes(label))
+        boxes = pasting.half_area_boxes(len(image), *image.shape[-2:])
         return kernels.cutmix(below, above, boxes.to(image.device, non_blocking=True))
 
     def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:

@@ -13,7 +13,7 @@ from engine.errors import UserError
 from methods import Adapting
 from methods.adabn import AdaBN
 from training import losses
-from training.augment import geometry
+from training.augment import pasting
 from worlds import SETTING, VALUES, OnTheSpot, build_method, halved, make_seen, seen_of
 
 TWO_HEADS = ("memory", "rectify")  # what compares two heads
@@ -125,7 +125,7 @@ def test_half_of_the_classes_present_rounded_up_never_the_ignored():
     drawn = set()
     for seed in range(40):
         torch.manual_seed(seed)
-        chosen = geometry.half_of_classes(label)
+        chosen = pasting.half_of_classes(label)
         assert chosen.shape == (2, 256)
         first = tuple(chosen[0].nonzero().flatten().tolist())
         assert len(first) == 2
@@ -136,7 +136,7 @@ def test_half_of_the_classes_present_rounded_up_never_the_ignored():
 
 def test_half_area_boxes_lie_inside_and_cover_half():
     torch.manual_seed(0)
-    boxes = geometry.half_area_boxes(500, 60, 80)[:, 0]
+    boxes = pasting.half_area_boxes(500, 60, 80)[:, 0]
     x0, y0, x1, y1 = boxes.unbind(1)
     assert (x0 >= 0).all()
     assert (y0 >= 0).all()

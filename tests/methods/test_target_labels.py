@@ -15,7 +15,7 @@ import train_da
 from engine import start
 from engine.errors import UserError
 from methods.base import Watch
-from training.augment import Augment, geometry
+from training.augment import Augment, pasting
 from worlds import SMALL, OnTheSpot, assert_equal, build_method, halved, make_seen, seen_of
 
 LOG3 = math.log(3)  # the cross-entropy of zero logits over three classes
@@ -50,7 +50,7 @@ def test_classmix_by_hand(monkeypatch, weight: str):
     """Classes 0 and 2 of the source go onto a target that the teacher calls 1, sure on the left."""
     chosen = torch.zeros(1, 256, dtype=torch.bool)
     chosen[0, [0, 2]] = True
-    monkeypatch.setattr(geometry, "half_of_classes", lambda label: chosen)
+    monkeypatch.setattr(pasting, "half_of_classes", lambda label: chosen)
     batch = {
         "source_image": torch.full((1, 3, 2, 4), 200.0),
         "source_label": ids([[0, 0, 1, 1], [1, 255, 2, 255]]),
@@ -78,7 +78,7 @@ def test_classmix_by_hand(monkeypatch, weight: str):
 
 def test_mixing_within_the_target_pastes_the_next_image_and_its_label(monkeypatch):
     left = torch.tensor([[[0, 0, 2, 4]], [[0, 0, 2, 4]]])  # a box over the left half
-    monkeypatch.setattr(geometry, "half_area_boxes", lambda *_: left)
+    monkeypatch.setattr(pasting, "half_area_boxes", lambda *_: left)
     target = torch.zeros(2, 3, 4, 4)
     target[1] = 100.0
     label = torch.zeros(2, 4, 4, dtype=torch.uint8)
@@ -105,7 +105,7 @@ def test_mixing_within_the_target_pastes_the_next_image_and_its_label(monkeypatc
 
 
 def test_cutmix_real_needs_no_teacher_and_counts_labelled_pixels(monkeypatch):
-    monkeypatch.setattr(geometry, "half_area_boxes", lambda *_: torch.tensor([[[0, 0, 4, 1]]]))
+    monkeypatch.setattr(pasting, "half_area_boxes", lambda *_: torch.tensor([[[0, 0, 4, 1]]]))
     built = build_method("mix", mix="box", mix_labels="true")
     assert built.needs == {"labelled"}
     batch = {
@@ -163,7 +163,7 @@ def test_fixmatch_changes_what_the_student_sees_and_not_what_is_predicted():
 
 def test_fixmatch_can_paste_boxes_of_the_next_image(monkeypatch):
     left = torch.tensor([[[0, 0, 2, 4]], [[0, 0, 2, 4]]])
-    monkeypatch.setattr(geometry, "half_area_boxes", lambda *_: left.clone())
+    monkeypatch.setattr(pasting, "half_area_boxes", lambda *_: left.clone())
     image = torch.zeros(2, 3, 4, 4)
     image[1] = 100.0
     label = torch.zeros(2, 4, 4, dtype=torch.uint8)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from training.augment import geometry
+from training.augment import colour, geometry
 
 
 def pattern(n: int = 2, height: int = 12, width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,16 +58,16 @@ def test_a_crop_larger_than_the_image_is_an_error():
 def test_jitter_of_grey_keeps_it_grey_and_zero_strength_is_the_identity():
     torch.manual_seed(0)
     grey = (torch.rand(4, 1, 6, 6) * 200).expand(-1, 3, -1, -1)
-    changed = geometry.color_jitter(grey, 0.4, 0.1)
+    changed = colour.color_jitter(grey, 0.4, 0.1)
     torch.testing.assert_close(changed[:, 0], changed[:, 1], atol=0.3, rtol=0)
     assert (changed - grey).abs().amax((1, 2, 3)).min() > 0.5
-    assert torch.equal(geometry.color_jitter(grey, 0.0, 0.0), grey)
+    assert torch.equal(colour.color_jitter(grey, 0.0, 0.0), grey)
 
 
 def test_jitter_stays_in_range_and_leaves_the_share_it_should():
     torch.manual_seed(0)
     images = torch.rand(200, 3, 4, 4) * 255
-    changed = geometry.color_jitter(images, 0.5, 0.1, probability=0.25)
+    changed = colour.color_jitter(images, 0.5, 0.1, probability=0.25)
     assert changed.min() >= 0
     assert changed.max() <= 255
     same = (changed == images).flatten(1).all(1).float().mean().item()
@@ -77,17 +77,17 @@ def test_jitter_stays_in_range_and_leaves_the_share_it_should():
 def test_blur_keeps_the_mean_and_lowers_the_contrast():
     torch.manual_seed(0)
     images = torch.rand(3, 3, 16, 16) * 255
-    blurred = geometry.gaussian_blur(images, probability=1.0, sigma=(1.0, 1.0))
+    blurred = colour.gaussian_blur(images, probability=1.0, sigma=(1.0, 1.0))
     assert blurred.var() < images.var() / 3
     flat = torch.full((2, 3, 8, 8), 77.0)
-    torch.testing.assert_close(geometry.gaussian_blur(flat, 1.0), flat)
-    assert torch.equal(geometry.gaussian_blur(images, 0.0), images)
+    torch.testing.assert_close(colour.gaussian_blur(flat, 1.0), flat)
+    assert torch.equal(colour.gaussian_blur(images, 0.0), images)
 
 
 def test_blur_equals_a_kernel_worked_by_hand():
     image = torch.zeros(1, 3, 9, 9)
     image[:, :, 4, 4] = 1
-    blurred = geometry.gaussian_blur(image, 1.0, sigma=(0.5, 0.5))
+    blurred = colour.gaussian_blur(image, 1.0, sigma=(0.5, 0.5))
     side = torch.exp(torch.tensor(-2.0))  # exp(-1 / (2 * 0.25)); the next is exp(-8)
     total = 1 + 2 * side + 2 * torch.exp(torch.tensor(-8.0))
     assert blurred[0, 0, 4, 4].item() == pytest.approx((1 / total**2).item(), rel=1e-5)
@@ -99,7 +99,7 @@ def test_half_a_turn_of_hue_makes_the_complement():
     torch.manual_seed(0)
     images = 100 + torch.rand(64, 3, 2, 2) * 50
     luma = (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
-    turned = geometry.color_jitter(images, 0.0, 0.5)
+    turned = colour.color_jitter(images, 0.0, 0.5)
     away = (turned - (2 * luma - images)).abs().amax((1, 2, 3))
     back = (turned - images).abs().amax((1, 2, 3))
     assert away.min() < 4  # some draw comes close to half a turn, some to none

@@ -12,7 +12,7 @@ import torch
 
 from engine.errors import UserError
 from engine.parsing import at_least, scale_range, width_height
-from training.augment import geometry, policies
+from training.augment import colour, geometry, policies
 from training.batch import Batch
 
 SIDES = ("source", "target")  # the target's are its labelled and pseudo-labelled images too
@@ -41,7 +41,7 @@ AUGMENTATIONS = {
     "crop": Row("warp", "crop_size", width_height),
     "auto": Row("both", lambda images, maps, _: policies.auto_augment(images, maps), None, True),
     "jitter": Row(
-        "colour", lambda images, s: geometry.color_jitter(images, s, s / 4), at_least(0, float)
+        "colour", lambda images, s: colour.color_jitter(images, s, s / 4), at_least(0, float)
     ),
 }
 # drawn where it is not asked for, at strength 0, so that what is drawn after it stays the same
