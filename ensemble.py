@@ -187,9 +187,9 @@ def vote_checkpoints(args) -> None:
     )
     for folder in filter(None, [args.save, args.agreement]):
         label_folders.check_files_stay(dataset, folder)
-    electorate = votes.Electorate(predictor.Ensemble(networks, args.weights), args.soft)
+    voters = votes.Voters(predictor.Ensemble(networks, args.weights), args.soft)
     loading = options.loading(args)
-    batches = loop.predict(electorate, dataset, loading, batch_size=args.batch_size)
+    batches = loop.predict(voters, dataset, loading, batch_size=args.batch_size)
     images = network_ballots(batches, dataset, len(names))
     if not args.select:
         save_votes(args, names, list(range(len(names))), images)
@@ -208,7 +208,7 @@ def vote_checkpoints(args) -> None:
 
 
 def network_ballots(batches: Iterable[tuple], dataset, num_members: int) -> Iterator[tuple]:
-    """Yield what `save_votes` takes, from batches of `voting.Electorate`."""
+    """Yield what `save_votes` takes, from batches of `voting.Voters`."""
     stems = label_folders.stems(dataset)
     for batch, maps, _ in batches:
         for name, ids in zip(batch["name"], maps.cpu(), strict=True):

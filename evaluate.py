@@ -175,7 +175,7 @@ def scored_classes(subset: str | None, dataset) -> list[int] | None:
 
 def shown_sizes(seen: set[tuple[int, int]]) -> str:
     """Return the one size of all processes' images as WxH, else how many there are."""
-    sizes = sorted(set().union(*processes.everyones(seen)))
+    sizes = sorted(set().union(*processes.gather(seen)))
     if len(sizes) == 1:
         return f"{sizes[0][1]}x{sizes[0][0]}"
     return f"{len(sizes)} sizes"

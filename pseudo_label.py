@@ -31,6 +31,8 @@ from engine import options, parsing, processes, start  # first: it says what is 
 
 # isort: split
 
+import torch
+
 import kernels
 from engine.device import pick_device
 from engine.errors import UserError
@@ -119,9 +121,11 @@ def main(args) -> None:
 
     bins = None
     if args.portion:
-        for _, pred, confidence, *_ in folder.counted.over(predicted(folder.counted.done)):
-            folder.counted.add(counts=thresholds.histogram(confidence, pred, dataset.num_classes))
-        bins = thresholds.class_bins(folder.counted.everyones("counts"), args.portion)
+        counts = torch.zeros(dataset.num_classes, thresholds.BINS, dtype=torch.int64)
+        for _, pred, confidence, *_ in predicted(0):
+            histogram = thresholds.histogram(confidence, pred, dataset.num_classes)
+            counts = counts.to(histogram.device) + histogram  # no wait for the device
+        bins = thresholds.class_bins(processes.add_up(counts.cpu()), args.portion)
     write_labels(args, folder, dataset, predicted, bins)
     results = results_of(args, folder, dataset, bins)
     folder.finish(results)
@@ -194,7 +198,7 @@ def results_of(args, folder, dataset, bins) -> dict:
 
     def matrix(name: str, **how) -> ConfusionMatrix:
         result = ConfusionMatrix(dataset.num_classes, dataset.class_names, **how)
-        result.counts = folder.written.everyones(name)
+        result.counts = folder.written.total(name)
         return result
 
     def by_class(values: list) -> dict:

@@ -122,14 +122,14 @@ def step_batches(
     Raises:
         UserError: an unreadable image or label; the message names the file.
     """
-    everyones = batch_size * processes.world_size()
+    batch_of_all = batch_size * processes.world_size()
     own = slice(processes.rank() * batch_size, (processes.rank() + 1) * batch_size)
 
     def drawn(step: int) -> tuple[list[int], list[int]]:
-        return rare_classes.draw(everyones, seed, step)
+        return rare_classes.draw(batch_of_all, seed, step)
 
     if rare_classes is None:
-        sampler = iter(StepBatches(len(dataset), everyones, seed, start))
+        sampler = iter(StepBatches(len(dataset), batch_of_all, seed, start))
     else:
         sampler = (drawn(step)[0] for step in itertools.count(start))
     sampler = (batch[own] for batch in sampler)

@@ -1,39 +1,72 @@
 """Files that are written whole or not at all."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from engine.errors import UserError
 
+UMASK = os.umask(0)
+os.umask(UMASK)  # there is no other way to read it
 
-def save_atomic(value: dict, path: str | Path, keep: Path | None = None) -> None:
-    """Write `value` with torch.save so that `path` holds either the old file or the whole new one.
+
+@contextlib.contextmanager
+def whole(
+    path: str | Path, mode: str = "wb", *, sync: bool = True, keep: Path | None = None
+) -> Iterator[IO]:
+    """Open a file that appears under its name when the block ends without an error.
 
     A temporary file in the same folder is written, flushed to the disk and renamed.
 
     Args:
+        path: the file; a file of this name is replaced.
+        mode: w or wb.
+        sync: wait until the disk has it; a power cut may otherwise leave an empty file.
+        keep: what the old file is called afterwards; at every moment one of the two is whole.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, mode) as file:
+            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are private
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(handle)
+        if keep is not None and path.exists():
+            path.replace(keep)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole(path, "w", sync=False) as file:
+        file.write(text)
+
+
+def save_tensors(value: dict, path: str | Path, keep: Path | None = None) -> None:
+    """Write `value` with torch.save so that `path` holds either the old file or the whole new one.
+
+    Args:
         value: tensors and plain values.
         path: the file.
-        keep: what the old file is called afterwards; at every moment one of the two is whole.
+        keep: see `whole`.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; the old file is untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole(path, keep=keep) as file:
             torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            path.replace(keep)
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__ or error
         if "DataLoader worker" in str(cause):  # its death is raised wherever this process is
             raise cause from None
@@ -48,14 +81,3 @@ def _megabytes(value: object) -> float:
     if isinstance(value, dict):
         value = list(value.values())
     return sum(map(_megabytes, value)) if isinstance(value, (list, tuple)) else 0
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    ) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

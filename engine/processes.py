@@ -58,7 +58,7 @@ def share(length: int) -> range:
     return range(rank(), length, world_size())
 
 
-def any_of(*flags: int) -> list[int]:
+def largest(*flags: int) -> list[int]:
     """Return the largest value of each flag over all processes."""
     return add_up(torch.tensor(flags), dist.ReduceOp.MAX).tolist()
 
@@ -70,7 +70,7 @@ def add_up(values: Tensor, how: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
     return values
 
 
-def everyones(value: Any) -> list:
+def gather(value: Any) -> list:
     """Return what each process gave, plain values."""
     values = [value]
     if dist.is_initialized():
@@ -81,7 +81,7 @@ def everyones(value: Any) -> list:
 
 def barrier() -> None:
     """Wait for all processes."""
-    any_of(0)
+    largest(0)
 
 
 @torch.no_grad()

@@ -58,20 +58,6 @@ class ConfusionMatrix:
         # on the CPU: a process without an image does not know the others' device
         self.counts = processes.add_up(self.counts.cpu())
 
-    def __add__(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
-        """Return the matrix of both sets of images, on this one's device."""
-        assert self.class_names == other.class_names, "matrices of different classes"
-        total = ConfusionMatrix(
-            self.num_classes,
-            self.class_names,
-            self.ignore_index,
-            allow_void=self.allow_void or other.allow_void,
-        )
-        parts = [m.counts for m in (self, other) if m.counts is not None]
-        if parts:
-            total.counts = sum(part.to(parts[0].device) for part in parts)
-        return total
-
     def compute(self, scored: list[int] | None = None) -> dict:
         """Read the matrix and return the scores, in percent.
 

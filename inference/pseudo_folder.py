@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from datasets import write_label_png
 from engine import processes
 from engine.errors import UserError
-from engine.files import save_atomic, write_text
+from engine.files import save_tensors, write_text
 from inference.label_folders import stems, writable_folder
 from models import read_weights_file
 
@@ -73,9 +73,7 @@ class PseudoFolder:
                 unfinished.unlink()
             processes.barrier()
         self.finished = self._list.exists()
-        self.counted, self.written = (
-            Sums(self.path / f".{name}_{processes.rank()}.pth") for name in ("counted", "written")
-        )
+        self.written = Sums(self.path / f".written_{processes.rank()}.pth")
         own = [list(self.labels)[i] for i in processes.share(len(self.labels))]
         if not own:
             raise UserError(f"{len(self.labels)} images are too few for as many processes")
@@ -141,7 +139,6 @@ class PseudoFolder:
             write_text(self._list, list_text(self.labels))
         processes.barrier()
         self.written.forget()
-        self.counted.forget()
 
     def _write_about(self, results: dict[str, Any]) -> None:
         write_text(self._about, json.dumps({**self.settings, **results}, indent=1) + "\n")
@@ -185,14 +182,14 @@ class Sums:
             before = self.sums.get(name)
             self.sums[name] = value if before is None else before.to(value.device) + value
 
-    def everyones(self, name: str) -> torch.Tensor:
+    def total(self, name: str) -> torch.Tensor:
         """Return a sum over the images of all processes, on the CPU."""
         return processes.add_up(self.sums[name].cpu().clone())
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
         sums = {name: value.cpu() for name, value in self.sums.items()}
-        save_atomic({"done": self.done, "sums": sums}, self._path)
+        save_tensors({"done": self.done, "sums": sums}, self._path)
 
     def forget(self) -> None:
         """Remove the file."""

@@ -10,7 +10,6 @@ import csv
 import functools
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.files import whole
 
 IMAGE, IDS = b"image_id", b"PredictionString"
 
@@ -244,16 +244,6 @@ def writing(path: str | Path, header: list[bytes]) -> Iterator:
         path: in a folder that is there; a file of this name is replaced.
         header: names of the columns.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(join_fields(header))
-            yield file.write
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with whole(path) as file:
+        file.write(join_fields(header))
+        yield file.write

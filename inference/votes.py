@@ -27,7 +27,7 @@ def read_ahead(read: Callable, items: Iterable, num_threads: int = 2) -> Iterato
             yield call.result()
 
 
-class Electorate:
+class Voters:
     """Predict with every network; stands where `inference.predict` takes a predictor.
 
     Args:

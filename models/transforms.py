@@ -79,7 +79,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         local = torch.stack(torch.var_mean(x.float(), dim=(0, 2, 3), correction=0))
-        var_of, mean_of = _Everyones.apply(local).unbind(1)  # [processes,C] each
+        var_of, mean_of = _AllGather.apply(local).unbind(1)  # [processes,C] each
         mean = mean_of.mean(0)
         # of all pixels: the mean of the variances, and the variance of the means
         var = (var_of + (mean_of - mean).square()).mean(0)
@@ -99,7 +99,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(var * (count / (count - 1)), share)
 
 
-class _Everyones(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     """One tensor of every process, stacked; its gradient is the sum of what each made of it."""
 
     @staticmethod

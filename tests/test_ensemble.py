@@ -19,7 +19,7 @@ import ensemble
 import evaluate
 from datasets import write_label_png
 from engine.errors import UserError
-from engine.files import save_atomic
+from engine.files import save_tensors
 from engine.values import Loading
 from inference import submissions, votes
 from inference.loop import predict
@@ -423,7 +423,7 @@ def networks(camvid, tmp_path):
                 tensor += (
                     0.5 * tensor.std(correction=0) * torch.randn(tensor.shape, generator=generator)
                 )
-        save_atomic(value, path)
+        save_tensors(value, path)
         paths.append(path)
     return paths
 

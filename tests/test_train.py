@@ -17,7 +17,7 @@ import train_da
 import train_seg
 from engine import start
 from engine.errors import UserError
-from engine.files import save_atomic
+from engine.files import save_tensors
 from models.checkpoint import load_model
 from training.run import Run
 from worlds import FOUR_METHODS, ROOT, SMALL, assert_equal
@@ -308,7 +308,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path):
 
 def test_saving_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path, monkeypatch):
     path = tmp_path / "last.pth"
-    save_atomic({"step": 1}, path)
+    save_tensors({"step": 1}, path)
 
     def full(value, file) -> None:
         file.write(b"half a file")
@@ -316,7 +316,7 @@ def test_saving_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path, monkey
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match=r"cannot write .*last\.pth: .*No space left on device"):
-        save_atomic({"step": 2}, path)
+        save_tensors({"step": 2}, path)
     monkeypatch.undo()
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import models
 from datasets import build_dataset
-from engine.files import save_atomic
+from engine.files import save_tensors
 from methods import Adapting, Method, Seen, Setting
 from models.checkpoint import FORMAT
 from training.batch import Batch
@@ -85,7 +85,7 @@ def write_checkpoint(path: Path, dataset: str, class_names: list[str], **changes
         "score": None,
         **changes,
     }
-    save_atomic(checkpoint, path)
+    save_tensors(checkpoint, path)
     return path
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import models
 from engine import processes
 from engine.errors import UserError
-from engine.files import save_atomic
+from engine.files import save_tensors
 from engine.seeds import seed_everything
 from engine.values import Saving
 from models.checkpoint import FORMAT
@@ -103,7 +103,7 @@ class Run:
                 self._take_folder()
             except UserError as error:
                 problem = str(error)
-        problem = processes.everyones(problem)[0]
+        problem = processes.gather(problem)[0]
         if problem is not None:
             raise UserError(problem)
         self._saved = time.monotonic()
@@ -218,7 +218,7 @@ class Run:
             "options": self.options,
         }
         keep = self.folder / "previous.pth" if self._last_is_whole else None
-        save_atomic(value, self.folder / "last.pth", keep=keep)
+        save_tensors(value, self.folder / "last.pth", keep=keep)
         self._last_is_whole = True
 
     def publish(self, model: torch.nn.Module, suffix: str, score: dict | None) -> Path:
@@ -240,7 +240,7 @@ class Run:
             "score": score,
             **self.meta,
         }
-        save_atomic(checkpoint, path)
+        save_tensors(checkpoint, path)
         return path
 
     def _refuse_not_finite(self, model: torch.nn.Module) -> None:
@@ -315,7 +315,7 @@ class Run:
         rank = processes.rank()
         try:
             while True:
-                stopped, due = processes.any_of(asked, self._save_is_due())
+                stopped, due = processes.largest(asked, self._save_is_due())
                 self.stopped = stopped or None
                 if self.step >= stop or stopped:
                     break

@@ -156,7 +156,7 @@ from engine import processes, start
 from engine.errors import UserError
 
 def main(_):
-    processes.any_of(0)
+    processes.largest(0)
     {end}
 
 # a process that leaves without `stop` ends, now and then, with SIGABRT: here, each time with 9

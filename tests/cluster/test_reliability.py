@@ -28,7 +28,7 @@ import train_da
 from datasets.loading import StepBatches
 from engine import processes, start
 from engine.errors import UserError
-from engine.files import save_atomic
+from engine.files import save_tensors
 from engine.values import Saving
 from models.checkpoint import load_checkpoint
 from training.run import Run
@@ -59,7 +59,7 @@ def save_for_ever(folder: Path, reported) -> None:
     """Save 40 MB as a run does, step after step, and say after each how far it is."""
     for step in itertools.count(reported.value + 1):
         value = {"step": step, "weights": torch.full((10_000_000,), float(step))}
-        save_atomic(value, folder / "last.pth", keep=folder / "previous.pth")
+        save_tensors(value, folder / "last.pth", keep=folder / "previous.pth")
         reported.value = step
 
 
@@ -175,11 +175,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_costs_nothing_but_the_save(small_disk: Path):
     path = small_disk / "last.pth"
-    save_atomic({"step": 1}, path)
+    save_tensors({"step": 1}, path)
     weights = torch.zeros(20_000_000)
     message = rf"cannot write {path}: .*No space left on device.*; about 80 MB are needed"
     with pytest.raises(UserError, match=message):
-        save_atomic({"step": 2, "weights": weights}, path, keep=small_disk / "previous.pth")
+        save_tensors({"step": 2, "weights": weights}, path, keep=small_disk / "previous.pth")
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(small_disk.iterdir()) == [path]
 
@@ -239,7 +239,7 @@ def publish_for_ever(path: Path) -> None:
     arch = {"name": "compact", "num_classes": 2}
     whole = {"format": 1, "model": model, "arch": arch, "normalisation": {}, "classes": []}
     for step in itertools.count():
-        save_atomic({**whole, "step": step}, path)
+        save_tensors({**whole, "step": step}, path)
 
 
 def test_reading_while_another_process_writes_never_fails(tmp_path: Path):
