@@ -108,20 +108,18 @@ def score_checkpoint(args, path: str) -> dict:
         folder = label_folders.writable_folder(Path(args.save, Path(path).stem if several else ""))
         stems = label_folders.stems(dataset)
 
-    confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names)
     sizes = {"input": set(), "label": set()}
-    loading = options.loading(args)
-    batches = loop.predict(predictor, dataset, loading, batch_size=args.batch_size)
     start = time.perf_counter()
     with label_folders.Writers() as write:
-        for batch, pred, _ in batches:
-            confusion.update(pred, batch["label"].to(device, non_blocking=True))
+
+        def note(batch: dict, pred) -> None:
             sizes["input"].add(tuple(batch["image"].shape[-2:]))
             sizes["label"].add(tuple(pred.shape[-2:]))
             if args.save:
                 for name, ids in zip(batch["name"], pred.cpu().numpy(), strict=True):
                     save(write, folder, stems[name], ids, dataset)
-    confusion.add_up_processes()
+
+        confusion = loop.evaluate(predictor, dataset, options.loading(args), args.batch_size, note)
     protocol = {
         **{key: shown_sizes(seen) for key, seen in sizes.items()},
         "align_corners": predictor.align_corners,

@@ -112,18 +112,17 @@ def open_data(args) -> Domains:
     )
 
 
-def train(args, data: Domains, names: list[str], folder: str) -> tuple:
-    """Train one network in one snapshot folder; return it and its scores."""
-    device, loading = pick_device(args.device), options.loading(args)
+def prepare(args, data: Domains, names: list[str]) -> tuple:
+    """Build what learns: the student, the methods and, where one of them wants it, a teacher."""
+    device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
-    augment = Augment(args.augment)
     class_weight, rare_classes = class_statistics(
         data.source,
         args.cache or args.snapshot_dir,
         args.input_size,
         balance=args.class_balance,
         temperature=args.rare_class_sampling,
-        loading=loading,
+        loading=options.loading(args),
     )
     student = Student(options.training(args, precision), data.val.num_classes, device, class_weight)
     network = student.network
@@ -139,7 +138,15 @@ def train(args, data: Domains, names: list[str], folder: str) -> tuple:
     adapting = Adapting(names, setting, vars(args)).to(device)
     adapting.check(network, data.there)
     teacher = Teacher(student, args.teacher_momentum) if "teacher_out" in adapting.needs else None
+    return student, adapting, teacher, rare_classes
 
+
+def train(args, data: Domains, names: list[str], folder: str) -> tuple:
+    """Train one network in one snapshot folder; return it and its scores."""
+    augment, loading = Augment(args.augment), options.loading(args)
+    student, adapting, teacher, rare_classes = prepare(args, data, names)
+    network, precision = student.network, student.training.precision
+    score = functools.partial(validate, network, data.val, loading, precision)
     size = args.input_size_target or args.input_size
     run = Run(
         folder,
@@ -156,13 +163,12 @@ def train(args, data: Domains, names: list[str], folder: str) -> tuple:
         args.batch_size,
         seed=args.random_seed,
         starts=(first * args.iter_size, max(0, first - args.adapt_from) * args.iter_size),
-        device=device,
+        device=student.device,
         loading=loading,
         rare_classes=rare_classes,
     )
-    stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
-    weight = 0.0 if args.control else 1.0
 
+    stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
     for step in run.steps(stop, args.random_seed):
         rate, adapt = student.rate_at(step), step >= args.adapt_from
         student.begin(rate)
@@ -188,9 +194,9 @@ def train(args, data: Domains, names: list[str], folder: str) -> tuple:
                         batch.outputs = student(batch.image)
             if teacher is not None:
                 seen.teacher = teacher(seen.target.image)
-            # --- what the methods make of it
+            # --- what the methods make of it; a control keeps every forward pass at weight 0
             terms = adapting(seen, student)
-            student.backward(terms, weight)
+            student.backward(terms, 0.0 if args.control else 1.0)
             run.record(terms, 1 / args.iter_size)
         student.end()
         if teacher is not None:
@@ -204,23 +210,28 @@ def train(args, data: Domains, names: list[str], folder: str) -> tuple:
                 say(f"warning: {line}")
             run.flush(rate)
         if run.scores:
-            run.scored(network, validate(network, data.val, loading, precision))
+            run.scored(network, score())
             run.save()
-
     run.end_if_stopped()
+    return finish(args, data, student, adapting, run, score)
+
+
+def finish(args, data: Domains, student: Student, adapting: Adapting, run: Run, score) -> tuple:
+    """Let the methods change the trained network; return it and its scores."""
+    network = student.network
     if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
-        run.scored(network, validate(network, data.val, loading, precision))
-    score = {"last": run.last, "best": run.best}
+        run.scored(network, score())
+    scores = {"last": run.last, "best": run.best}
 
     def target_images():
-        for batch in make_loader(data.target, loading, batch_size=args.batch_size):
-            yield models.normalise(batch["image"].to(device), network.normalisation)
+        for batch in make_loader(data.target, options.loading(args), batch_size=args.batch_size):
+            yield models.normalise(batch["image"].to(student.device), network.normalisation)
 
     if adapting.finish(network, target_images):
-        score["finished"] = validate(network, data.val, loading, precision)
-        run.publish(network, "finished", score["finished"])
+        scores["finished"] = score()
+        run.publish(network, "finished", scores["finished"])
     run.close()
-    return network.eval(), {**score.get("finished", run.last), **score}
+    return network.eval(), {**scores.get("finished", run.last), **scores}
 
 
 if __name__ == "__main__":

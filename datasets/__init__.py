@@ -42,37 +42,28 @@ __all__ = [
 
 
 def build_dataset(
-    name: str,
-    root: str | Path | None,
-    *,
-    split: str,
-    list_file: str | Path | None = None,
-    size: tuple[int, int] | None = None,
-    resize_label: bool = True,
-    labelled: bool = True,
-    num_images: int | None = None,
-    seed: int = 0,
-    cache_dir: str | Path | None = None,
-    **options: Any,
+    name: str, root: str | Path | None, *, cache_dir: str | Path | None = None, **how: Any
 ) -> SegmentationDataset | CachedDataset:
     """Build a dataset whose samples the default collate function can batch.
 
     Args:
         name: a key of `DATASETS`.
         root: the data folder; None for streets, which is drawn.
-        split: one of the dataset's `splits`; not looked at when a list is given.
-        list_file: text file of `image` or `image label` lines relative to root, instead of the
-            dataset's standard folder layout.
-        size: (width, height) in pixels that images are resized to (bicubic); None keeps them.
-        resize_label: resize labels too (nearest), for training; False keeps them for scoring.
-        labelled: False never opens a label file, nor needs one to exist.
-        num_images: use only the first so many of a shuffle seeded with `seed`; None uses all.
-        seed: of that shuffle, and of what streets draws.
         cache_dir: folder where decoded samples are kept (`CachedDataset`); None keeps none, and
             neither does streets, which has no files.
-        options: the dataset's own, listed in its `options`.
+        **how: what every dataset takes, and its own options, listed in its `options`:
+            split: one of the dataset's `splits`; not looked at when a list is given.
+            list_file: text file of `image` or `image label` lines relative to root, instead of the
+                dataset's standard folder layout.
+            size: (width, height) in pixels that images are resized to (bicubic); None keeps them.
+            resize_label: resize labels too (nearest), for training; False keeps them for scoring.
+            labelled: False never opens a label file, nor needs one to exist.
+            num_images: use only the first so many of a shuffle seeded with `seed`.
+            seed: of that shuffle, and of what streets draws.
+
     Returns:
         The dataset; see `SegmentationDataset` for the samples and attributes.
+
     Raises:
         UserError: an unknown name, split or option; a missing folder, file or label; a bad list.
             Reading a sample raises it for damaged files, labels of a wrong kind or size, and label
@@ -80,17 +71,7 @@ def build_dataset(
     """
     if name not in DATASETS:
         raise UserError(f"unknown dataset {name!r}; there are: {', '.join(sorted(DATASETS))}")
-    dataset = DATASETS[name](
-        root,
-        split=split,
-        list_file=list_file,
-        size=size,
-        resize_label=resize_label,
-        labelled=labelled,
-        num_images=num_images,
-        seed=seed,
-        **options,
-    )
+    dataset = DATASETS[name](root, **how)
     return CachedDataset(dataset, cache_dir) if cache_dir and dataset.paths(0) else dataset
 
 

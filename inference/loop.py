@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
@@ -93,7 +93,11 @@ def predict(
 
 
 def evaluate(
-    predictor: Predictor, dataset: Dataset, loading: Loading, batch_size: int = 1
+    predictor: Predictor,
+    dataset: Dataset,
+    loading: Loading,
+    batch_size: int = 1,
+    also: Callable[[dict, Tensor], None] = lambda *_: None,
 ) -> ConfusionMatrix:
     """Score a network on a labelled dataset.
 
@@ -101,6 +105,7 @@ def evaluate(
         predictor: see `Predictor`.
         dataset: of segshift, labelled; with `resize_label=False` the score is at full size.
         loading, batch_size: see `predict`.
+        also: is given every batch and its predictions, uint8 [N,H,W].
 
     Returns:
         the confusion matrix of all processes' images; `compute` reads it.
@@ -108,6 +113,7 @@ def evaluate(
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, dataset.ignore_index)
     for batch, pred, _ in predict(predictor, dataset, loading, batch_size=batch_size):
         confusion.update(pred, batch["label"])
+        also(batch, pred)
     confusion.add_up_processes()
     return confusion
 

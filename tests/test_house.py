@@ -89,6 +89,22 @@ def test_the_required_packages_are_enough(path: Path):
                 assert package in known, f"{path} imports {package}"
 
 
+def every_function(path: Path) -> list[ast.FunctionDef]:
+    """Return the functions of a file, methods and inner ones too."""
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_short_and_take_few_things(path: Path):
+    """80 lines outside tools; 8 parameters outside constructors, `self` left out."""
+    for node in every_function(path):
+        length = node.end_lineno - node.lineno + 1
+        assert length <= 80 or room(path) == "tools", f"{path}: {node.name} has {length} lines"
+        names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        count = len([name for name in names if name not in ("self", "cls")])
+        assert count <= 8 or node.name == "__init__", f"{path}: {node.name} takes {count} things"
+
+
 def declared(parser_of) -> set[str]:
     """Return the dest of every flag that a script declares."""
     seen = {}
