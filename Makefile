@@ -4,7 +4,7 @@ SNAPSHOT_DIR ?= snapshots/demo
 
 help:
 	@echo "make demo   adapt a small network on drawn streets and score it (about 3 minutes)"
-	@echo "make test   run the tests (about 8 minutes)"
+	@echo "make test   run the tests, two at a time on two cores (about 5 minutes)"
 	@echo "make lint   ruff, check and format"
 	@echo "PYTHON=python3 uses that interpreter's packages instead of a new .venv"
 
@@ -32,7 +32,7 @@ demo: $(RUNTIME)
 	$(PYTHON) train_da.py --snapshot-dir $(SNAPSHOT_DIR)
 
 test: $(DEV)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadgroup
 
 lint: $(DEV)
 	$(PYTHON) -m ruff check .

@@ -143,7 +143,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(data: str, tmp_pa
     second.send_signal(signal.SIGUSR2)
     output = first.communicate(timeout=60)[0]
     assert first.returncode == 75, output
-    assert second.wait(timeout=10) == 75
+    assert second.wait(timeout=60) == 75
     step = torch.load(tmp_path / "last.pth", weights_only=True)["step"]
     assert f"stopped after step {step};" in output
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == step
@@ -242,6 +242,6 @@ def test_a_batch_script_with_tasks_but_no_step_is_one_process():
         env=environment,
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=60,
     )
     assert done.stdout == "1\n"

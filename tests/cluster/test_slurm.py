@@ -23,9 +23,12 @@ LOCAL_SLURM = Path(__file__).parent / "local_slurm.sh"
 MEMORY = "/sys/fs/cgroup/memory/cgroup.procs"  # Slurm can enforce --mem
 os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps the daemons, for any user
 MISSING = [name for name in ("sbatch", "slurmctld", "slurmd", "munged") if not shutil.which(name)]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"no {', '.join(MISSING)}: apt-get install slurm-wlm munge"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"no {', '.join(MISSING)}: apt-get install slurm-wlm munge"
+    ),
+    pytest.mark.xdist_group("slurm"),  # one cluster for all
+]
 TRAIN = [*SMALL, *"--method none --print-every 1 --device cpu --num-workers 0".split()]
 TRAIN += "--num-steps 100000 --num-steps-stop 100000".split()
 ONE_CPU = "--gres=none --mem=0 --cpus-per-task=1".split()
@@ -251,7 +254,7 @@ def test_a_dead_process_ends_the_job_and_a_dead_node_requeues_it(submit, data, t
     sh("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
     try:
         assert job.wait_for_state("PENDING")["Restarts"] == "1"
-        until(lambda: not pids(folder), 30, job)
+        until(lambda: not pids(folder), 60, job)
     finally:
         # refused where the node has come back by itself meanwhile
         subprocess.run(["scontrol", "update", "NodeName=n2", "State=RESUME"], capture_output=True)
@@ -266,8 +269,8 @@ def test_scancel_saves_and_is_not_undone(cluster, submit, data, tmp_path: Path):
     job = submit(*ONE_CPU, "slurm/train_da.sbatch", *words)
     job.wait_for_text("steps/s", times=2)
     sh("scancel", job.number)
-    job.wait_for_state("CANCELLED", "FAILED", seconds=30)
-    until(lambda: not pids(folder), 10, job)
+    job.wait_for_state("CANCELLED", "FAILED", seconds=60)
+    until(lambda: not pids(folder), 60, job)
     step = saved_step(folder)
     assert f"stopped after step {step};" in job.text()
     time.sleep(2)
