@@ -1,6 +1,6 @@
-"""The adaptation methods, one class each; train_da.py trains on the sum of their terms.
+"""The adaptation methods, one idea a file; train_da.py trains on the sum of their terms.
 
-`base` says what a method is and what it sees; METHODS has them by name.
+`base` says what a method is and what it sees; each file has its rows of METHODS at its foot.
 """
 
 import argparse
@@ -10,30 +10,21 @@ from torch import Tensor, nn
 
 from engine import words
 from engine.errors import UserError
-from methods.adabn import AdaBN
-from methods.adversarial import Advent, Adversarial
+from methods import adabn, adversarial, entropy, fixmatch, mix, supervised, uncertainty
 from methods.base import Method, Seen, Setting
-from methods.entropy import Entropy
-from methods.fixmatch import FixMatch
-from methods.mix import Mix
-from methods.supervised import Pseudo, TargetSupervised
-from methods.uncertainty import Memory, Rectify
 from training.student import Student
 
 __all__ = ["METHODS", "Adapting", "Method", "Seen", "Setting", "add_options"]
 
-METHODS = {
-    "adversarial": Adversarial,
-    "advent": Advent,
-    "entropy": Entropy,
-    "mix": Mix,
-    "fixmatch": FixMatch,
-    "target_supervised": TargetSupervised,
-    "pseudo": Pseudo,
-    "memory": Memory,
-    "rectify": Rectify,
-    "adabn": AdaBN,
-}
+METHODS: dict[str, type[Method]] = (
+    adversarial.METHODS
+    | entropy.METHODS
+    | mix.METHODS
+    | fixmatch.METHODS
+    | supervised.METHODS
+    | uncertainty.METHODS
+    | adabn.METHODS
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -44,3 +44,6 @@ class AdaBN(Method):
             norm.momentum = momentum
         network.eval()
         return True
+
+
+METHODS = {"adabn": AdaBN}

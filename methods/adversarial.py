@@ -121,3 +121,6 @@ class Advent(Adversarial):
 
     def _maps(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return losses.weighted_information(super()._maps(logits, size))
+
+
+METHODS = {"adversarial": Adversarial, "advent": Advent}

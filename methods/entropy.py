@@ -38,3 +38,6 @@ class Entropy(Method):
             logits = resize(seen.target.outputs[head], size, self.align_corners)
             terms[f"entropy_{head}"] = weight * losses.entropy(logits)
         return terms
+
+
+METHODS = {"entropy": Entropy}

@@ -73,3 +73,6 @@ class FixMatch(Method):
     def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return how sure the network was of the plain images."""
         return self.watch.read()
+
+
+METHODS = {"fixmatch": FixMatch}

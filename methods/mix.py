@@ -110,3 +110,6 @@ class Mix(Method):
     def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
         """Return how sure the teacher was."""
         return self.watch.read()
+
+
+METHODS = {"mix": Mix}

@@ -48,3 +48,6 @@ class Pseudo(Method):
         pseudo = seen.pseudo
         terms = student.loss(pseudo.outputs, pseudo.label, "pseudo", pixel_weight=pseudo.weight)
         return {name: self.weight * term for name, term in terms.items()}
+
+
+METHODS = {"target_supervised": TargetSupervised, "pseudo": Pseudo}

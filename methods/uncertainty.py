@@ -118,3 +118,6 @@ class Rectify(_TwoHeads):
             wrong = wrong * confidence
         variance = divergence(other, head)
         return (wrong * (-variance).exp()).mean() + variance.mean()
+
+
+METHODS = {"memory": Memory, "rectify": Rectify}

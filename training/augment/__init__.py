@@ -5,45 +5,20 @@ loops seed with the step.
 """
 
 import argparse
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from engine.errors import UserError
-from engine.parsing import at_least, scale_range, width_height
 from training.augment import colour, geometry, policies
+from training.augment.row import Row
 from training.batch import Batch
 
 SIDES = ("source", "target")  # the target's are its labelled and pseudo-labelled images too
 
-
-class Row(NamedTuple):
-    """An augmentation.
-
-    Attributes:
-        stage: warp, an argument of `geometry.warp`; both, what changes images and the maps over
-            them; colour, what changes images alone.
-        apply: warp: the argument's name; else (images, maps, value) or (images, value) -> the same.
-        parse: of the text after =; None for an augmentation without a value.
-        default: the value of the word alone; None where a value must be given.
-    """
-
-    stage: str
-    apply: str | Callable
-    parse: Callable[[str], Any] | None = None
-    default: Any = None
-
-
-AUGMENTATIONS = {
-    "hflip": Row("warp", "mirror", None, True),
-    "scale": Row("warp", "scale", scale_range, (0.5, 1.5)),
-    "crop": Row("warp", "crop_size", width_height),
-    "auto": Row("both", lambda images, maps, _: policies.auto_augment(images, maps), None, True),
-    "jitter": Row(
-        "colour", lambda images, s: colour.color_jitter(images, s, s / 4), at_least(0, float)
-    ),
-}
+AUGMENTATIONS: dict[str, Row] = (
+    geometry.AUGMENTATIONS | policies.AUGMENTATIONS | colour.AUGMENTATIONS
+)
 # drawn where it is not asked for, at strength 0, so that what is drawn after it stays the same
 ALWAYS = {"source": {"jitter": 0.0}, "target": {}}
 
@@ -83,7 +58,7 @@ class Augment:
             UserError: a crop larger than the images.
         """
         chosen = self.chosen[side]
-        by_stage: dict[str, dict[str, Any]] = {"warp": {}, "both": {}, "colour": {}}
+        by_stage: dict[str, dict[str, Any]] = {"warp": {}, "move": {}, "both": {}, "colour": {}}
         for name, row in AUGMENTATIONS.items():
             if name in chosen:
                 by_stage[row.stage][name] = chosen[name]
@@ -92,6 +67,7 @@ class Augment:
             batch["image"],
             torch.stack(maps, 1) if maps else None,
             rare_class=batch.get("rare_class"),
+            moves=[(AUGMENTATIONS[name].apply, v) for name, v in by_stage["move"].items()],
             **{AUGMENTATIONS[name].apply: value for name, value in by_stage["warp"].items()},
         )
         for name, value in by_stage["both"].items():

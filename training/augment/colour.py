@@ -5,6 +5,9 @@ import math
 import torch
 import torch.nn.functional as F
 
+from engine.parsing import at_least
+from training.augment.row import Row
+
 
 @torch.no_grad()
 def color_jitter(
@@ -80,3 +83,11 @@ def gaussian_blur(
     flat = F.conv2d(flat, kernel.view(n * channels, 1, 1, -1), groups=n * channels)
     flat = F.conv2d(flat, kernel.view(n * channels, 1, -1, 1), groups=n * channels)
     return flat.view(n, channels, height, width)
+
+
+def jitter(images: torch.Tensor, strength: float) -> torch.Tensor:
+    """Jitter colours by `strength`, the hue by a quarter of it in turns."""
+    return color_jitter(images, strength, strength / 4)
+
+
+AUGMENTATIONS = {"jitter": Row("colour", jitter, at_least(0, float))}

@@ -1,9 +1,14 @@
 """Geometry: one sampling grid for all that moves pixels, images bilinear and labels nearest."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from engine.errors import UserError
+from engine.parsing import scale_range, width_height
+from training.augment.row import Row
 
 # A crop of an image drawn for a rare class should hold more of it than this share of the image:
 # DAFormer's 0.5 x 3000 pixels of 1280x720.
@@ -20,8 +25,9 @@ def warp(
     scale: tuple[float, float] = (1.0, 1.0),
     mirror: bool = False,
     rare_class: torch.Tensor | None = None,
+    moves: Sequence[tuple[Callable, Any]] = (),
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scale, crop and mirror each image of a batch at random, its label along with it.
+    """Scale, crop, mirror and move each image of a batch at random, its label along with it.
 
     Args:
         images: uint8 or float [N,3,H,W].
@@ -30,6 +36,7 @@ def warp(
         scale: range of a uniform factor; what lies outside the image is black, label 255.
         mirror: flip left to right with probability 1/2.
         rare_class: int64 [N], the class that each crop should hold; see `crops_with`.
+        moves: functions and their values, see `Row`; the first is the last to be looked through.
 
     Returns:
         float32 images [N,3,h,w] and uint8 labels [N,K,h,w] (None without labels).
@@ -43,7 +50,7 @@ def warp(
         raise UserError(f"--crop-size {crop_w},{crop_h} is larger than the images {width},{height}")
     images = images.float()
     factor, left, top, flip = torch.rand(4, n)
-    if (crop_w, crop_h) == (width, height) and scale == (1.0, 1.0) and not mirror:
+    if (crop_w, crop_h) == (width, height) and scale == (1.0, 1.0) and not (mirror or moves):
         return images, labels
     if rare_class is None:
         factor = scale[0] + factor * (scale[1] - scale[0])
@@ -58,6 +65,8 @@ def warp(
     b_x, b_y = 2 * left / (width * factor) + a_x - 1, 2 * top / (height * factor) + a_y - 1
     zero = torch.zeros_like(flip)
     theta = torch.stack([a_x * sign, zero, b_x, zero, a_y, b_y], 1).view(n, 2, 3)
+    for function, value in moves:
+        theta = theta @ function(n, value).to(theta.device, non_blocking=True)
     return sample(images, labels, theta, (crop_h, crop_w))
 
 
@@ -136,3 +145,10 @@ def crops_with(
     enough[:, -1] = True
     chosen = enough.int().argmax(1, keepdim=True)
     return torch.stack([factor, left, top]).gather(2, chosen.expand(3, n, 1)).squeeze(2)
+
+
+AUGMENTATIONS = {
+    "hflip": Row("warp", "mirror", None, True),
+    "scale": Row("warp", "scale", scale_range, (0.5, 1.5)),
+    "crop": Row("warp", "crop_size", width_height),
+}

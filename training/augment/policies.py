@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from training.augment import geometry
+from training.augment.row import Row
 
 # Cubuk et al. 2019 (AutoAugment: Learning Augmentation Policies from Data), table 9, the policy
 # found on ImageNet: 25 pairs of (operation, probability, level of magnitude 0 to 9).
@@ -232,3 +233,13 @@ COLOUR: dict[str, Callable] = {
     "sharpness": _sharpness,
     "solarize": _solarize,
 }
+
+
+def auto(
+    images: torch.Tensor, maps: torch.Tensor | None, _value: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Apply AutoAugment's policy; see `auto_augment`."""
+    return auto_augment(images, maps)
+
+
+AUGMENTATIONS = {"auto": Row("both", auto, None, True)}
