@@ -154,16 +154,21 @@ def test_every_flag_is_read(name: str):
     assert not unread, f"{name}.py declares and never reads {sorted(unread)}"
 
 
-def test_help_names_what_exists():
+def test_the_readme_names_what_exists():
     readme = (ROOT / "README.md").read_text()
-    for name in [*datasets.DATASETS, *methods.METHODS, *models.MODELS]:
-        assert f"`{name}`" in readme or f" {name}" in readme, name
+    folders = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
+    for name in [*datasets.DATASETS, *methods.METHODS, *models.MODELS, *folders, *SCRIPTS]:
+        assert f"`{name}" in readme or f" {name}" in readme, name
+    assert 120 <= len(readme.splitlines()) <= 150
 
 
-def test_the_readme_names_every_file():
+def test_the_reading_path_exists():
     readme = (ROOT / "README.md").read_text()
-    for path in [*ROOT.glob("*.py"), *(p.parent for p in ROOT.glob("*/__init__.py"))]:
-        assert path.name in readme, f"README.md does not say what {path.name} is for"
+    path = re.search(r"^In this order: (.*?)\. \[", readme, re.M | re.S)[1]
+    names = re.findall(r"`([\w/.]+)`", path)
+    assert len(names) == 14
+    for name in names:
+        assert (ROOT / name).is_file(), name
 
 
 def public(path: Path) -> list[ast.FunctionDef | ast.ClassDef]:
