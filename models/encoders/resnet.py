@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101 with dilation, in the two styles whose weights share their names."""
+"""ResNet-18 to 152 with dilation, in the two styles whose weights share their names."""
 
 from __future__ import annotations
 
@@ -176,5 +176,11 @@ ENCODERS = {
         {"bottleneck": True, "blocks": (3, 4, 23, 3)},
         "torchvision",
         "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    ),
+    "resnet152": Row(
+        ResNet,
+        {"bottleneck": True, "blocks": (3, 8, 36, 3)},
+        "torchvision",
+        "https://download.pytorch.org/models/resnet152-394f9c45.pth",
     ),
 }

@@ -11,7 +11,7 @@ import models
 from engine.errors import UserError
 from models import MODELS, build_model, fold_batchnorm, load_weights, normalise
 from models.deeplabv2 import DilatedSum
-from models.encoders import ENCODERS
+from models.encoders import ENCODERS, build_encoder
 from models.layers import DepthwiseConv2d, conv2d_same, in_float32
 from published import pattern, published_forward, published_weights
 
@@ -106,6 +106,23 @@ def test_parameter_counts():
     lite = build_model("deeplabv3plus", 7, backbone="efficientnet_lite0").encoder
     classifier = 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000
     assert sum(p.numel() for p in lite.parameters()) == 4_652_008 - classifier
+
+
+# torchvision's published counts, less the classifier of 1000 classes
+RESNETS = {
+    "resnet18": 11_689_512 - 513_000,
+    "resnet34": 21_797_672 - 513_000,
+    "resnet50": 25_557_032 - 2_049_000,
+    "resnet101": 44_549_160 - 2_049_000,
+    "resnet152": 60_192_808 - 2_049_000,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), RESNETS.items())
+def test_parameters_of_resnets(name: str, count: int):
+    with torch.device("meta"):
+        encoder = build_encoder(name, 32)
+    assert sum(p.numel() for p in encoder.parameters()) == count
 
 
 GOLDEN = {
