@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.words import Count, Share, bind
+from engine.words import Count, Share, Weight, bind
 from models.outputs import resize
 
 IGNORE = 255
@@ -170,6 +170,35 @@ def ohem(
     return pixels.masked_fill(~hard, 0).sum() / hard.sum().clamp(min=1)
 
 
+def focal(
+    logits: Tensor,
+    label: Tensor,
+    class_weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+    *,
+    gamma: Annotated[Weight, "how much less sure pixels count; 0 is cross-entropy"] = 2.0,
+) -> Tensor:
+    """Return the mean of (1 - p) ** gamma times the cross-entropy, p being the true class's.
+
+    Args:
+        logits, label, class_weight, pixel_weight: see `cross_entropy`, whose means these are.
+        gamma: of the power.
+
+    Source: Lin et al. 2017 (Focal Loss for Dense Object Detection), equation 4; class weights are
+    the alpha of equation 5.
+    """
+    pixels = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    unsure = (1 - (-pixels).exp()).clamp(min=1e-7)  # at 0 a root has no slope
+    pixels = unsure**gamma * pixels
+    valid = label != IGNORE
+    weight = valid.float()
+    if class_weight is not None:
+        weight = class_weight[label.masked_fill(~valid, 0)].masked_fill(~valid, 0)
+    if pixel_weight is not None:
+        return (weight * pixels * pixel_weight).mean()
+    return (weight * pixels).sum() / weight.sum().clamp(min=1e-6)
+
+
 def weighted_information(probs: Tensor) -> Tensor:
     """Return the map -p log2(p) / log2(C), same shape as `probs` [N,C,H,W], values in [0, 1].
 
@@ -209,4 +238,5 @@ def gan(decision: Tensor, target: float, kind: str) -> Tensor:
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
     "ohem": ohem,
+    "focal": focal,
 }

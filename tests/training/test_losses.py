@@ -46,6 +46,37 @@ def test_pixel_weights_divide_by_all_pixels():
     assert ours.item() == pytest.approx(0.5 * math.log(4) / 2)
 
 
+def test_focal_by_hand():
+    """Probabilities 1/2 and 3/4 of the true class: (1/2)^2 ln 2 and (1/4)^2 ln 4/3."""
+    logits = torch.tensor([[[[0.0, 0.0, 5.0]], [[0.0, math.log(3), 0.0]]]])
+    label = torch.tensor([[[0, 1, 255]]])
+    first, second = math.log(2) / 4, math.log(4 / 3) / 16
+    assert losses.focal(logits, label).item() == pytest.approx((first + second) / 2)
+    weighted = losses.focal(logits, label, torch.tensor([3.0, 1.0]))
+    assert weighted.item() == pytest.approx((3 * first + second) / 4)
+    pixel_weight = torch.tensor([[[1.0, 0.5, 1.0]]])
+    by_pixel = losses.focal(logits, label, None, pixel_weight)
+    assert by_pixel.item() == pytest.approx((first + second / 2) / 3)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_focal_with_gamma_0_is_cross_entropy(balanced: bool):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 8, 8, requires_grad=True)
+    label = torch.randint(0, 5, (2, 8, 8)).where(torch.rand(2, 8, 8) < 0.8, 255)
+    label[label == 4] = 255
+    weight = torch.tensor([1.0, 2.0, 0.5, 4.0]) if balanced else None
+    ours, plain = (
+        losses.focal(logits, label, weight, gamma=0.0),
+        losses.cross_entropy(logits, label, weight),
+    )
+    torch.testing.assert_close(ours, plain)
+    for gamma in (0.0, 0.5, 2.0):  # a sure pixel has no infinite slope
+        sure = torch.tensor([[[[200.0]], [[0.0]]]], requires_grad=True)
+        losses.focal(sure, torch.zeros(1, 1, 1, dtype=torch.int64), gamma=gamma).backward()
+        assert sure.grad.isfinite().all()
+
+
 def test_entropy_runs_from_zero_to_one():
     assert losses.entropy(torch.zeros(1, 5, 2, 2)).item() == pytest.approx(1.0)
     sure = torch.zeros(1, 5, 2, 2)

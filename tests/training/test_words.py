@@ -70,7 +70,7 @@ def test_a_loss_is_a_sum_of_weighted_words():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("dise", "no loss 'dise'; there are: ce, ohem"),
+        ("dise", "no loss 'dise'; there are: ce, ohem, focal"),
         ("much*ce", "the weight before * is a number of at least 0"),
         ("-1*ce", "the weight before * is a number of at least 0"),
         ("threshold=0.7 ohem", "an argument follows the loss that it belongs to"),
