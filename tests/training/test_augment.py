@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from training.augment import colour, geometry
+from training.augment import Augment, colour, geometry
 
 
 def pattern(n: int = 2, height: int = 12, width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,3 +110,19 @@ def test_half_a_turn_of_hue_makes_the_complement():
         atol=0.1,
         rtol=0,
     )
+
+
+def test_vflip_turns_images_and_labels_alike():
+    images, labels = pattern()
+    batch = {"image": images.to(torch.uint8), "label": labels}
+    torch.manual_seed(0)
+    turned = Augment(["vflip=1"])(batch, "target")
+    assert torch.equal(turned.label, labels.flip(1))
+    expected = images.to(torch.uint8).float().flip(2)
+    torch.testing.assert_close(turned.image, expected, atol=1e-3, rtol=0)
+    plain = Augment(["vflip=0"])(batch, "target")
+    assert torch.equal(plain.label, labels)
+    both = Augment(["vflip=1", "crop=7,5"])(batch, "target")
+    torch.testing.assert_close(both.image[:, 0], both.label.float() * 10, atol=1e-3, rtol=0)
+    seen = {Augment(["vflip"])(batch, "target").label[0].equal(labels[0]) for _ in range(20)}
+    assert seen == {True, False}

@@ -34,7 +34,7 @@ def test_a_word_is_of_one_side_or_of_all(words: list[str], source, target):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("twirl", "no augmentation 'twirl'; there are: hflip, scale, crop"),
+        ("twirl", "no augmentation 'twirl'; there are: hflip, scale, crop, vflip"),
         ("hflip=1", "hflip takes no value"),
         ("crop", "crop needs a value: crop=..."),
         ("crop=64", "crop: expected W,H in pixels"),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.errors import UserError
-from engine.parsing import scale_range, width_height
+from engine.parsing import between, scale_range, width_height
 from training.augment.row import Row
 
 # A crop of an image drawn for a rare class should hold more of it than this share of the image:
@@ -147,8 +147,16 @@ def crops_with(
     return torch.stack([factor, left, top]).gather(2, chosen.expand(3, n, 1)).squeeze(2)
 
 
+def vertical_flip(n: int, probability: float) -> torch.Tensor:
+    """Return the moves that turn each of n images upside down at random; see `Row`."""
+    sign = torch.where(torch.rand(n) < probability, -1.0, 1.0)
+    one = torch.ones(n)
+    return torch.diag_embed(torch.stack([one, sign, one], 1))
+
+
 AUGMENTATIONS = {
     "hflip": Row("warp", "mirror", None, True),
     "scale": Row("warp", "scale", scale_range, (0.5, 1.5)),
     "crop": Row("warp", "crop_size", width_height),
+    "vflip": Row("move", vertical_flip, between(0, 1), 0.5),
 }
