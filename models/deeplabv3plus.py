@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.words import Count, Weight
+from engine.words import Count, Share, Weight
 from models.base import Network, trainable
 from models.encoders import build_encoder, encoder_row
 from models.layers import conv_norm_relu, require_positive, upsample_to
@@ -51,8 +51,10 @@ class Head(nn.Module):
         dilations: Sequence[int],
         norm: str,
         light: bool,
+        dropout: float,
     ):
         super().__init__()
+        self.dropout = dropout
         skip_channels, deep_channels = channels[0], channels[-1]
         if light:
             self.reduce = conv_norm_relu(deep_channels, 2 * width, 1, norm)
@@ -71,6 +73,8 @@ class Head(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         skip = self.skip(features[0])  # [N, c, H/4, W/4]
         x = self.aspp(self.reduce(features[-1]))  # [N, width, H/stride, W/stride]
+        if self.dropout:
+            x = F.dropout2d(x, self.dropout, self.training)
         x = torch.cat([upsample_to(x, skip), skip], dim=1)
         return self.classifier(self.refine(x))
 
@@ -99,14 +103,16 @@ class DeepLabV3Plus(Network):
         multi_level: add an auxiliary head on the encoder's third features: of stride 16, or 8 at
             output stride 8.
         head_lr_factor: learning rate of the heads over that of the encoder, in `param_groups`.
+        dropout: share of the ASPP's output channels that a training step leaves out.
 
     Raises:
         UserError: a value that does not exist.
 
     Source: Chen et al., 2018, Encoder-Decoder with Atrous Separable Convolution, section 3.
     Deviations: plain convolutions where it has separable ones, group norm by default, no
-    normalisation of the image pooling, no dropout; the light head is ours. The auxiliary head is
-    that of Zhao et al., 2017, Pyramid Scene Parsing Network, section 4, without its dropout.
+    normalisation of the image pooling, no dropout by default; the light head is ours. The
+    auxiliary head is that of Zhao et al., 2017, Pyramid Scene Parsing Network, section 4, without
+    its dropout.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class DeepLabV3Plus(Network):
         norm: Annotated[Literal["group", "batch"], "normalisation of the head"] = "group",
         multi_level: Annotated[bool, "an auxiliary head on the third features"] = False,
         head_lr_factor: Annotated[Weight, "learning rate of the heads over the encoder's"] = 3.0,
+        dropout: Annotated[Share, "of the ASPP's channels, in training"] = 0.0,
     ):
         super().__init__(encoder_row(encoder).normalisation)
         encoder = build_encoder(encoder, output_stride)
@@ -133,7 +140,7 @@ class DeepLabV3Plus(Network):
         require_positive("width", [width])
         self.head_lr_factor = head_lr_factor
         self.encoder = encoder
-        self.head = Head(encoder.channels, num_classes, width, dilations, norm, light)
+        self.head = Head(encoder.channels, num_classes, width, dilations, norm, light, dropout)
         self.aux_head = None
         if multi_level:
             self.heads = ("out", "aux")

@@ -181,6 +181,20 @@ def test_wrong_options(call, message):
         call()
 
 
+def test_dropout_leaves_channels_out_in_training_alone():
+    options = {"encoder": "efficientnet_lite0", "width": 8, "dropout": 0.9}
+    torch.manual_seed(0)
+    network = build_model("deeplabv3plus", 2, **options)
+    assert network.arch["dropout"] == 0.9
+    images, seen = torch.randn(2, 3, 33, 33), []
+    network.head.refine.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, :8]))
+    network.train()(images)
+    left_out = (seen[0] == 0).all((2, 3)).float().mean()
+    assert 0.5 < left_out < 1
+    network.eval()(images)
+    assert not (seen[1] == 0).all((2, 3)).any()
+
+
 def test_frozen_batchnorm_still_counts():
     model = build_model("deeplabv2", 2, backbone="resnet50").train()
     assert not any(p.requires_grad for n, p in model.named_parameters() if "bn" in n)
