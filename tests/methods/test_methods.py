@@ -88,6 +88,16 @@ def test_entropy_term_by_hand():
     assert build_method("entropy")(seen, None)["entropy_out"].item() == pytest.approx(0.3 * 1.0)
 
 
+def test_maximum_squares_by_hand():
+    """Two of 16 cells are sure, the others 1/3 each: -(2 + 14 / 3) / 16 / 2, times the weight."""
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[0, 1, 0, :2] = 200.0
+    seen = seen_of(target_image=torch.zeros(1, 3, 4, 4), target_out={"out": logits})
+    term = build_method("maxsquare", lambda_maxsquare=2.0)(seen, None)["maxsquare_out"]
+    assert term.item() == pytest.approx(-(2 + 14 / 3) / 16, rel=1e-5)
+    assert build_method("maxsquare").weight == 0.1
+
+
 @pytest.mark.parametrize("kind", ["class", "box"])
 def test_mix_pastes_half_and_weighs_by_the_sure_share(kind: str):
     """Target pseudo label 2 everywhere, sure on the left half; source label 0 and 1 in stripes."""
