@@ -39,41 +39,41 @@ def add_model(
     """
     parser.models = models
     group = parser.add_argument_group("model")
+    flag = group.add_argument
     described = (f"{name} ({', '.join(words.keywords(models[name]))})" for name in models)
-    group.add_argument(
+    flag(
         "--model",
         nargs="+",
         default=default,
         metavar=("NAME", "KEY=VALUE"),
         help=f"a network and its options: {'; '.join(described)}",
     )
-    group.add_argument("--backbone", help="the same as the word encoder=NAME, and so below")
-    group.add_argument("--multi-level", action=BOOLEAN, help="an auxiliary head")
-    group.add_argument("--aspp-dilations", type=numbers(int), metavar="D,D,...")
-    group.add_argument("--style", help="deeplabv2: caffe (AdaptSegNet's) or torchvision")
-    group.add_argument("--norm", help="compact, deeplabv3plus: group or batch")
-    group.add_argument("--width", type=at_least(1), help="channels of the head or network")
-    group.add_argument("--output-stride", type=at_least(1), help="deeplabv3plus: 16, 8 or 32")
+    flag("--backbone", help="the same as the word encoder=NAME, and so below")
+    flag("--multi-level", action=BOOLEAN, help="an auxiliary head")
+    flag("--aspp-dilations", type=numbers(int), metavar="D,D,...")
+    flag("--style", help="deeplabv2: caffe (AdaptSegNet's) or torchvision")
+    flag("--norm", help="compact, deeplabv3plus: group or batch")
+    flag("--width", type=at_least(1), help="channels of the head or network")
+    flag("--output-stride", type=at_least(1), help="deeplabv3plus: 16, 8 or 32")
 
 
 def add_device(parser: Parser) -> None:
     """Add where and in which precision the network runs, and the loader's settings."""
     group = parser.add_argument_group("device and loading")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N").free = True
-    group.add_argument(
+    flag = group.add_argument
+    flag("--device", default="auto", help="auto, cpu, cuda or cuda:N").free = True
+    flag(
         "--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default %(default)s"
     )
-    group.add_argument(
-        "--num-workers", type=at_least(0), default=2, help="loader processes"
-    ).free = True
-    group.add_argument(
+    flag("--num-workers", type=at_least(0), default=2, help="loader processes").free = True
+    flag(
         "--loader-timeout",
         type=at_least(0),
         default=300,
         metavar="SECONDS",
         help="a read that takes longer is an error (with workers; 0 waits for ever)",
     ).free = True
-    group.add_argument(
+    flag(
         "--cache",
         metavar="DIR",
         help="keep decoded images and labels there, for later epochs, runs and processes",
@@ -88,42 +88,39 @@ def loading(args: argparse.Namespace) -> Loading:
 def add_training(parser: Parser) -> None:
     """Add what both training scripts take: steps, optimiser, loss, folder."""
     group = parser.add_argument_group("training")
-    group.add_argument("--snapshot-dir", required=True, metavar="DIR").free = True
-    group.add_argument(
-        "--weights", default="none", help="initial weights: imagenet, none or a file"
-    )
-    group.add_argument("--restore-from", metavar="FILE", help="start from this checkpoint's model")
-    group.add_argument("--batch-size", type=at_least(1), default=1)
-    group.add_argument("--iter-size", type=at_least(1), default=1, help="batches a step")
-    group.add_argument("--num-steps", type=at_least(1), default=250_000, help="of the schedule")
-    group.add_argument(
-        "--num-steps-stop", type=at_least(1), help="stop earlier than --num-steps"
-    ).free = True
-    group.add_argument("--random-seed", type=at_least(0), default=1234)
-    group.add_argument("--optimizer", choices=["sgd", "adamw"], default="sgd")
-    group.add_argument("--learning-rate", type=at_least(0, float), default=2.5e-4)
-    group.add_argument("--momentum", type=at_least(0, float), default=0.9, help="of SGD")
-    group.add_argument("--weight-decay", type=at_least(0, float), default=5e-4)
-    group.add_argument("--power", type=at_least(0, float), default=0.9, help="of the poly schedule")
-    group.add_argument("--warmup-steps", type=at_least(0), default=0)
-    group.add_argument(
+    flag = group.add_argument
+    flag("--snapshot-dir", required=True, metavar="DIR").free = True
+    flag("--weights", default="none", help="initial weights: imagenet, none or a file")
+    flag("--restore-from", metavar="FILE", help="start from this checkpoint's model")
+    flag("--batch-size", type=at_least(1), default=1)
+    flag("--iter-size", type=at_least(1), default=1, help="batches a step")
+    flag("--num-steps", type=at_least(1), default=250_000, help="of the schedule")
+    flag("--num-steps-stop", type=at_least(1), help="stop earlier than --num-steps").free = True
+    flag("--random-seed", type=at_least(0), default=1234)
+    flag("--optimizer", choices=["sgd", "adamw"], default="sgd")
+    flag("--learning-rate", type=at_least(0, float), default=2.5e-4)
+    flag("--momentum", type=at_least(0, float), default=0.9, help="of SGD")
+    flag("--weight-decay", type=at_least(0, float), default=5e-4)
+    flag("--power", type=at_least(0, float), default=0.9, help="of the poly schedule")
+    flag("--warmup-steps", type=at_least(0), default=0)
+    flag(
         "--loss",
         nargs="+",
         metavar="[WEIGHT*]NAME",
         help="for instance 0.8*ce 0.2*ohem threshold=0.7; default: the network's own, mostly ce",
     )
-    group.add_argument(
+    flag(
         "--lambda-seg",
         type=at_least(0, float),
         help="weight of the auxiliary head; default: the network's own, mostly 0.1",
     )
-    group.add_argument(
+    flag(
         "--class-balance",
         action=BOOLEAN,
         default=False,
         help="weight classes by sqrt(median frequency / frequency), within 0.3 to 4",
     )
-    group.add_argument(
+    flag(
         "--rare-class-sampling",
         nargs="?",
         type=at_least(1e-4, float),
@@ -131,20 +128,18 @@ def add_training(parser: Parser) -> None:
         metavar="T",
         help="draw labelled images by their rare classes (DAFormer's); temperature %(const)s",
     )
-    group.add_argument(
+    flag(
         "--align-corners",
         action=BOOLEAN,
         help="how logits are resized; kept in the checkpoint; default: the network's own",
     )
-    group.add_argument(
-        "--compile", action="store_true", help="the network, by torch.compile; other rounding"
-    )
-    group.add_argument(
+    flag("--compile", action="store_true", help="the network, by torch.compile; other rounding")
+    flag(
         "--checkpoint-activations",
         action="store_true",
         help="compute the backbone's activations again in backward: less memory, more time",
     ).free = True
-    group.add_argument(
+    flag(
         "--sync-bn",
         action="store_true",
         help="batch norm over the images of all processes; not with --compile",
@@ -178,29 +173,27 @@ def training(args: argparse.Namespace, precision: str) -> Training:
 def add_saving(parser: Parser) -> None:
     """Add what a run prints and writes, and how often."""
     group = parser.add_argument_group("what is written")
+    flag = group.add_argument
     for action in (
-        group.add_argument(
+        flag(
             "--save-pred-every",
             type=at_least(1),
             default=5000,
             metavar="STEPS",
             help="score and publish; default %(default)s",
         ),
-        group.add_argument(
+        flag(
             "--save-every-minutes",
             type=at_least(0, float),
             default=30,
             metavar="M",
             help="how much a killed run may lose, beside --save-pred-every; 0: only that one",
         ),
-        group.add_argument(
-            "--keep-last",
-            type=at_least(1),
-            metavar="K",
-            help="SOURCE_STEP.pth files; default: all",
+        flag(
+            "--keep-last", type=at_least(1), metavar="K", help="SOURCE_STEP.pth files; default: all"
         ),
-        group.add_argument("--print-every", type=at_least(1), default=50, metavar="STEPS"),
-        group.add_argument("--tensorboard", action="store_true"),
+        flag("--print-every", type=at_least(1), default=50, metavar="STEPS"),
+        flag("--tensorboard", action="store_true"),
     ):
         action.free = True
 
@@ -224,15 +217,16 @@ def add_augmentation(parser: Parser, names: Mapping[str, Any]) -> None:
         names: what may be named.
     """
     group = parser.add_argument_group("augmentation, on the device")
-    group.add_argument(
+    flag = group.add_argument
+    flag(
         "--augment",
         nargs="+",
         metavar="[SIDE:]NAME[=VALUE]",
         help=f"any of {', '.join(names)}; source: or target: says whose images",
     )
-    group.add_argument("--crop-size", type=width_height, metavar="W,H", help="the word crop=W,H")
-    group.add_argument("--random-mirror", action=BOOLEAN, help="the word hflip")
-    group.add_argument(
+    flag("--crop-size", type=width_height, metavar="W,H", help="the word crop=W,H")
+    flag("--random-mirror", action=BOOLEAN, help="the word hflip")
+    flag(
         "--random-scale",
         nargs="?",
         type=scale_range,
@@ -240,10 +234,8 @@ def add_augmentation(parser: Parser, names: Mapping[str, Any]) -> None:
         metavar="LOW,HIGH",
         help="the word scale=LOW,HIGH; alone: 0.5,1.5",
     )
-    group.add_argument(
-        "--color-jitter", type=at_least(0, float), metavar="S", help="the word source:jitter=S"
-    )
-    group.add_argument(
+    flag("--color-jitter", type=at_least(0, float), metavar="S", help="the word source:jitter=S")
+    flag(
         "--auto-augment",
         nargs="?",
         choices=["source", "target", "both"],
@@ -255,8 +247,9 @@ def add_augmentation(parser: Parser, names: Mapping[str, Any]) -> None:
 def add_validation(parser: Parser) -> None:
     """Add the labelled images that choose the best checkpoint."""
     group = parser.add_argument_group("validation")
-    group.add_argument("--val-set", default="val", help="split; default %(default)s")
-    group.add_argument("--val-list", metavar="FILE", help="list of `image label` lines")
+    flag = group.add_argument
+    flag("--val-set", default="val", help="split; default %(default)s")
+    flag("--val-list", metavar="FILE", help="list of `image label` lines")
 
 
 # ------------------------------------------------------------------ images
@@ -265,20 +258,21 @@ def add_validation(parser: Parser) -> None:
 def add_data(parser: Parser, split: str | None = None) -> None:
     """Add the one dataset that a network is run on; what is left out, the checkpoint may know."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", metavar="NAME", help="default: the checkpoint's")
-    group.add_argument("--data-dir", metavar="DIR").free = True
-    group.add_argument("--data-list", metavar="FILE", help="list of `image label` lines")
-    group.add_argument(
+    flag = group.add_argument
+    flag("--dataset", metavar="NAME", help="default: the checkpoint's")
+    flag("--data-dir", metavar="DIR").free = True
+    flag("--data-list", metavar="FILE", help="list of `image label` lines")
+    flag(
         "--set", default=split, help=f"split; default: {split or 'the one validated on, else val'}"
     )
     add_data_option(group, "--data-option")
-    group.add_argument(
+    flag(
         "--input-size",
         type=width_height,
         metavar="W,H",
         help="images are resized to it; default: the checkpoint's, else the files' own",
     )
-    group.add_argument("--batch-size", type=at_least(1), default=1)
+    flag("--batch-size", type=at_least(1), default=1)
 
 
 def add_data_option(group: argparse._ArgumentGroup, flag: str) -> None:
@@ -309,35 +303,28 @@ def images(args: argparse.Namespace) -> Images:
 def add_domains(parser: Parser) -> None:
     """Add the flags that say which images are the source's and which the target's."""
     group = parser.add_argument_group("data")
-    group.add_argument("--source", action="append", metavar="NAME", help="repeat to mix several")
-    group.add_argument(
-        "--data-dir", action="append", metavar="DIR", help="one for each --source"
-    ).free = True
-    group.add_argument("--data-list", action="append", metavar="FILE", help="one for each, or none")
-    group.add_argument("--source-set", action="append", metavar="SPLIT", help="default: train")
+    flag = group.add_argument
+    flag("--source", action="append", metavar="NAME", help="repeat to mix several")
+    flag("--data-dir", action="append", metavar="DIR", help="one for each --source").free = True
+    flag("--data-list", action="append", metavar="FILE", help="one for each, or none")
+    flag("--source-set", action="append", metavar="SPLIT", help="default: train")
     add_data_option(group, "--source-option")
-    group.add_argument("--target", default="cityscapes", metavar="NAME")
-    group.add_argument(
-        "--data-dir-target", metavar="DIR", help="default: the first --data-dir"
-    ).free = True
-    group.add_argument("--data-list-target", metavar="FILE")
-    group.add_argument("--set", default="train", help="the target's split; default %(default)s")
+    flag("--target", default="cityscapes", metavar="NAME")
+    flag("--data-dir-target", metavar="DIR", help="default: the first --data-dir").free = True
+    flag("--data-list-target", metavar="FILE")
+    flag("--set", default="train", help="the target's split; default %(default)s")
     add_data_option(group, "--target-option")
-    group.add_argument("--num-images", type=at_least(1), help="of the target, at random")
-    group.add_argument(
+    flag("--num-images", type=at_least(1), help="of the target, at random")
+    flag(
         "--target-labels",
         type=count_or_all,
         metavar="N|all",
         help="target images whose labels may be used: the first N that --num-images takes",
     )
-    group.add_argument("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
-    group.add_argument(
-        "--pseudo-confidence", action="store_true", help="weigh pseudo labels by DIR/confidence"
-    )
-    group.add_argument("--input-size", type=width_height, default=(1280, 720), metavar="W,H")
-    group.add_argument(
-        "--input-size-target", type=width_height, metavar="W,H", help="default: the same"
-    )
+    flag("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
+    flag("--pseudo-confidence", action="store_true", help="weigh pseudo labels by DIR/confidence")
+    flag("--input-size", type=width_height, default=(1280, 720), metavar="W,H")
+    flag("--input-size-target", type=width_height, metavar="W,H", help="default: the same")
 
 
 def sources(args: argparse.Namespace) -> list[Images]:
@@ -399,21 +386,22 @@ def _own(name: str, domain: str, given: list[tuple]) -> dict:
 def add_views(parser: Parser) -> None:
     """Add how an image is shown to the network, and how its logits are resized."""
     group = parser.add_argument_group("prediction")
-    group.add_argument(
+    flag = group.add_argument
+    flag(
         "--scales",
         type=numbers(float),
         default=(1.0,),
         metavar="S,S,...",
         help="average over these factors of the input size, for instance 0.75,1,1.25",
     )
-    group.add_argument("--flip", action="store_true", help="average with the mirrored image")
-    group.add_argument(
+    flag("--flip", action="store_true", help="average with the mirrored image")
+    flag(
         "--slide",
         type=width_height,
         metavar="W,H",
         help="predict in windows that overlap by half; multiples of 32",
     )
-    group.add_argument(
+    flag(
         "--align-corners",
         action=BOOLEAN,
         help="how logits are resized; default: the checkpoint's, else the network's own",
