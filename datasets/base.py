@@ -305,9 +305,7 @@ class SegmentationDataset(Dataset):
         path = self.paths(index)[1]
         ids = self.read_ids(path)
         if ids.dtype != np.uint8 and ids.max(initial=0) > 255:
-            raise UserError(
-                f"{path}: label values outside the class table of {self.name}: {ids.max()}"
-            )
+            raise UserError(f"{path}: label values outside the class table: {ids.max()}")
         label = self.lookup[ids]
         unknown = label == UNKNOWN
         if unknown.any():
