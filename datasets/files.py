@@ -157,7 +157,8 @@ def _from_samples(source: Source, box: Box, reading: Reading) -> Image.Image:
     header, wide = source.header, is_wide(source.header)
     if header.scaled and (source.tiff or wide):
         raise UserError(f"{source.path}: an image of {header}, whose white is 0 or is no full one")
-    bands = [band - 1 for band in reading.bands or range(1 if header.kind == "grey" else 3)]
+    first = range(1, 2 if header.kind == "grey" else 4)
+    bands = [band - 1 for band in reading.bands or first]
     check_alpha = header.alpha and not reading.bands and not reading.drop_alpha
     left, upper, right, lower = box
     row_bytes = (right - left) * header.bands * -(-header.bits // 8)

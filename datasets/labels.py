@@ -1,8 +1,8 @@
 """Which ids a label image holds: as values, as indices of a palette, or as colours."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,8 @@ UNKNOWN, SHARED = 256, 257  # what a colour stands for: nothing, or several clas
 ROWS_BYTES = 2**24  # of codes at once
 
 
-class LabelTable(NamedTuple):
+@dataclass(frozen=True, eq=False)  # each is itself alone: what is derived from it is kept
+class LabelTable:
     """What a class table says of label files.
 
     Attributes:
@@ -117,17 +118,12 @@ def check_palette(path: str | Path, image: Image.Image, table: LabelTable) -> No
     """
     if image.info.get(MARK[0]) == MARK[1]:
         return
-    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    index = np.arange(len(palette))
-    classes: dict[tuple[int, ...], set[int]] = {}
-    for colour, number in table.colours:
-        classes.setdefault(colour, set()).add(table.train_ids[number])
-    entries = list(map(tuple, palette.tolist()))
-    known = np.array([entry in classes for entry in entries])
-    fits = np.array([table.train_ids[i] in classes.get(e, ()) for i, e in enumerate(entries)])
-    greys = (palette == palette[:, :1]).all() and (palette[:, 0] != index).any()
-    if not greys and not (known & ~fits).any():
+    palette = image.palette.tobytes() if image.palette.mode == "RGB" else bytes(image.getpalette())
+    suspicion = _suspicion(palette, table)
+    if suspicion is None:
         return  # before the pixels are counted, which takes as long as reading some files
+    palette, known, fits, greys = suspicion
+    entries = list(map(tuple, palette.tolist()))
     used = np.array(image.histogram()[: len(palette)]).nonzero()[0]
     differing = used[~fits[used] & (palette[used, 0] != used)] if greys else []
     what = "are greys, as if these had been the ids"
@@ -142,6 +138,26 @@ def check_palette(path: str | Path, image: Image.Image, table: LabelTable) -> No
             "has numbered them anew; save the ids as 8-bit greyscale, or say what holds with the "
             "dataset option label_values=colours or label_values=ids"
         )
+
+
+@lru_cache(maxsize=64)
+def _suspicion(content: bytes, table: LabelTable) -> tuple[np.ndarray, ...] | None:
+    """Return what in a palette may say that it was numbered anew; None where nothing does.
+
+    Returns:
+        uint8 [N,3] the palette; bool [N] whether an entry's colour is one of the table; bool [N]
+        whether it is one of that index; whether all entries are grey.
+    """
+    palette = np.frombuffer(content, np.uint8)[: len(content) // 3 * 3].reshape(-1, 3)
+    classes: dict[tuple[int, ...], set[int]] = {}
+    for colour, number in table.colours:
+        classes.setdefault(colour, set()).add(table.train_ids[number])
+    entries = list(map(tuple, palette.tolist()))[:256]
+    known = np.array([entry in classes for entry in entries], bool)
+    fits = np.array([table.train_ids[i] in classes.get(e, ()) for i, e in enumerate(entries)], bool)
+    palette = palette[:256]
+    greys = (palette == palette[:, :1]).all() and (palette[:, 0] != np.arange(len(palette))).any()
+    return (palette, known, fits, greys) if greys or (known & ~fits).any() else None
 
 
 def ids_of_colours(path: str | Path, pixels: np.ndarray, table: LabelTable) -> np.ndarray:

@@ -82,13 +82,13 @@ def read_regular(path: str | Path, limit: int = MAX_BYTES) -> bytes:
         UserError: as `open_regular`, or more bytes than `limit`.
     """
     with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise UserError(f"{path}: {size} bytes are too many: {limit} at most")
         try:
-            content = file.read(limit + 1)
+            return file.read(size)
         except OSError as error:
             raise UserError(f"{path}: cannot read this file: {error}") from error
-    if len(content) > limit:
-        raise UserError(f"{path}: more than {limit} bytes, which no such file should have")
-    return content
 
 
 def check_pixels(
