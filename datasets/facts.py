@@ -1,4 +1,4 @@
-"""What a dataset holds, said before the first step: how much is used, left out, ignored, missing."""
+"""What a dataset holds, to be said before the first step: used, left out, missing, ignored."""
 
 from collections import Counter
 from typing import Any, NamedTuple

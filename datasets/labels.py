@@ -112,6 +112,7 @@ def check_palette(path: str | Path, image: Image.Image, table: LabelTable) -> No
 
     Programs that make files smaller number the colours anew. Two kinds can be told from palettes
     that are there to be looked at: greys that were the ids, and the table's colours at other ids.
+    What writes GIF does so always, so that there every colour must be that of its id.
 
     Raises:
         UserError: names an entry and the cure.
@@ -119,14 +120,18 @@ def check_palette(path: str | Path, image: Image.Image, table: LabelTable) -> No
     if image.info.get(MARK[0]) == MARK[1]:
         return
     palette = image.palette.tobytes() if image.palette.mode == "RGB" else bytes(image.getpalette())
-    suspicion = _suspicion(palette, table)
+    suspicion = _suspicion(palette, table, doubted=image.format == "GIF")
     if suspicion is None:
         return  # before the pixels are counted, which takes as long as reading some files
     palette, known, fits, greys = suspicion
-    entries = list(map(tuple, palette.tolist()))
     used = np.array(image.histogram()[: len(palette)]).nonzero()[0]
-    differing = used[~fits[used] & (palette[used, 0] != used)] if greys else []
-    what = "are greys, as if these had been the ids"
+    differing = used[~fits[used]]
+    what = "may be numbered anew, as programs do that write GIF"
+    if image.format != "GIF":
+        tones = palette[used, 0]
+        greys = greys and len(np.unique(tones)) == len(used)
+        differing = used[~fits[used] & (tones != used)] if greys else []
+        what = "are greys, as if these had been the ids"
     if not len(differing):
         scored = used[np.array(table.train_ids)[used] != IGNORE]
         differing = scored[~fits[scored]] if known[scored].all() else []
@@ -134,14 +139,14 @@ def check_palette(path: str | Path, image: Image.Image, table: LabelTable) -> No
     if len(differing):
         entry = differing[0]
         raise UserError(
-            f"{path}: the palette's colours {what} (entry {entry} is {entries[entry]}): a program "
-            "has numbered them anew; save the ids as 8-bit greyscale, or say what holds with the "
-            "dataset option label_values=colours or label_values=ids"
+            f"{path}: the palette's colours {what} (entry {entry} is "
+            f"{tuple(palette[entry].tolist())}): save the ids as 8-bit greyscale, or say what holds "
+            "with the dataset option label_values=colours or label_values=ids"
         )
 
 
 @lru_cache(maxsize=64)
-def _suspicion(content: bytes, table: LabelTable) -> tuple[np.ndarray, ...] | None:
+def _suspicion(content: bytes, table: LabelTable, doubted: bool) -> tuple | None:
     """Return what in a palette may say that it was numbered anew; None where nothing does.
 
     Returns:
@@ -157,7 +162,8 @@ def _suspicion(content: bytes, table: LabelTable) -> tuple[np.ndarray, ...] | No
     fits = np.array([table.train_ids[i] in classes.get(e, ()) for i, e in enumerate(entries)], bool)
     palette = palette[:256]
     greys = (palette == palette[:, :1]).all() and (palette[:, 0] != np.arange(len(palette))).any()
-    return (palette, known, fits, greys) if greys or (known & ~fits).any() else None
+    suspicious = doubted or greys or (known & ~fits).any()
+    return (palette, known, fits, greys) if suspicious else None
 
 
 def ids_of_colours(path: str | Path, pixels: np.ndarray, table: LabelTable) -> np.ndarray:
