@@ -128,21 +128,26 @@ def check_palette(path: str | Path, image: Image.Image, table: LabelTable) -> No
     differing = used[~fits[used]]
     what = "may be numbered anew, as programs do that write GIF"
     if image.format != "GIF":
-        tones = palette[used, 0]
-        greys = greys and len(np.unique(tones)) == len(used)
-        differing = used[~fits[used] & (tones != used)] if greys else []
+        greys = greys and _distinct(palette[used])
+        differing = used[~fits[used] & (palette[used, 0] != used)] if greys else []
         what = "are greys, as if these had been the ids"
     if not len(differing):
         scored = used[np.array(table.train_ids)[used] != IGNORE]
-        differing = scored[~fits[scored]] if known[scored].all() else []
+        theirs = known[scored].all() and _distinct(palette[scored])
+        differing = scored[~fits[scored]] if theirs else []
         what = "are the class table's colours of other ids"
     if len(differing):
         entry = differing[0]
         raise UserError(
             f"{path}: the palette's colours {what} (entry {entry} is "
-            f"{tuple(palette[entry].tolist())}): save the ids as 8-bit greyscale, or say what holds "
-            "with the dataset option label_values=colours or label_values=ids"
+            f"{tuple(palette[entry].tolist())}): save the ids as 8-bit greyscale, or say what "
+            "holds with the dataset option label_values=colours or label_values=ids"
         )
+
+
+def _distinct(colours: np.ndarray) -> bool:
+    """Return whether no two of uint8 [N,3] are equal, as after a renumbering."""
+    return len(np.unique(colours, axis=0)) == len(colours)
 
 
 @lru_cache(maxsize=64)
