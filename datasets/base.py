@@ -1,6 +1,7 @@
 """What every dataset shares: the class table, finding files, and turning them into samples."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -259,7 +260,7 @@ class SegmentationDataset(Dataset):
         except ValueError as error:
             raise UserError(f"{where}: {error}; paths in it are expected") from error
         if path is None:
-            raise UserError(f"{where}: no such file: {tree.root}/{field}")
+            raise UserError(f"{where}: no such file: {os.path.join(tree.root, field)}")
         return path
 
     def first_of_shuffle(self, count: int, where: str | Path) -> list[tuple[str, str | None]]:

@@ -84,7 +84,8 @@ def _facts(dataset: Any, counts: torch.Tensor | None) -> Facts:
     if counts is not None:
         seen = counts.sum(0) > 0
         missing = [name for name, there in zip(dataset.class_names, seen, strict=True) if not there]
-        ignored = 1 - int(counts.sum()) / _label_pixels(dataset)
+        pixels = _label_pixels(dataset)
+        ignored = (pixels - int(counts.sum())) / pixels
     return Facts(
         f"{dataset.name} {dataset.split}",
         len(dataset),
