@@ -39,15 +39,15 @@ class Facts(NamedTuple):
         parts = [f"{self.images} image{'s' * (self.images != 1)}"]
         if self.links:
             parts[0] += f" ({self.links} through links)"
-        common = Counter(self.sizes).most_common()
+        common = sorted(self.sizes.items(), key=lambda item: (-item[1], item[0]))
         if common:
             shown = ", ".join(f"{width}x{height}" for (width, height), _ in common[:3])
             more = f" and {len(common) - 3} more sizes" if len(common) > 3 else ""
             of = f" in the first {self.looked_at}" if self.looked_at < self.images else ""
             parts.append(f"{shown}{more}{of}")
         if self.left_out:
-            reasons = Counter(self.left_out).most_common()
-            shown = ", ".join(f"{count} {why!s}" for why, count in reasons[:4])
+            reasons = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+            shown = ", ".join(f"{count} {ascii(why)[1:-1]}" for why, count in reasons[:4])
             rest = sum(count for _, count in reasons[4:])
             parts.append(f"left out: {shown}" + (f", {rest} for other reasons" if rest else ""))
         if self.missing is not None:

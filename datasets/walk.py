@@ -55,7 +55,8 @@ def walk_files(folder: str | Path, endings: Collection[str], deep: bool = True) 
                 continue
             seen.add((about.st_dev, about.st_ino))
             with os.scandir(os.path.join(folder, prefix)) as entries:
-                entries = list(entries)
+                # in order, so that of two links to one folder the same one counts everywhere
+                entries = sorted(entries, key=lambda entry: entry.name)
         except FileNotFoundError:
             continue
         except OSError as error:

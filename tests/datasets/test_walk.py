@@ -372,8 +372,8 @@ def test_facts_are_what_the_folder_holds(tmp_path: Path):
         ignored=2 / (4 + 4 + 64 + 64),
     )
     assert found.line() == (
-        "folder train: 4 images (1 through links); 2x2, 8x8; left out: 1 ending .txt, "
-        "1 ending .heic, 1 name with a dot before it; labels hold 2 of 3 classes (none: water); "
+        "folder train: 4 images (1 through links); 2x2, 8x8; left out: 1 ending .heic, "
+        "1 ending .txt, 1 name with a dot before it; labels hold 2 of 3 classes (none: water); "
         "1.5 % of the pixels ignored"
     )
 
