@@ -14,6 +14,7 @@ SUFFIXES = frozenset(
 )
 LOSSLESS_SUFFIXES = frozenset(".png .tif .tiff .bmp .gif .webp .ppm .pgm .pnm".split())
 HEAD_BYTES = 4096  # where every header ends that is read here; TIFF's has its own reader
+MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
 PILLOW_BANDS = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 PNG_KINDS = {0: ("grey", 1), 2: ("RGB", 3), 3: ("palette", 1), 4: ("grey", 2), 6: ("RGB", 4)}
 XMP_KEY, EXIF_KEY = "XML:com.adobe.xmp", "Raw profile type exif"
@@ -102,6 +103,16 @@ def _eight_bits(image: Image.Image, _head: bytes, _file: BinaryIO) -> Header:
         lossy=image.format in ("JPEG", "MPO", "AVIF"),
         fault=None if image.mode in PILLOW_BANDS else f"mode {image.mode}",
     )
+
+
+def _jpeg(image: Image.Image, head: bytes, file: BinaryIO) -> Header:
+    """Count a progressive file's scans: each costs the time of a whole picture, and few bytes."""
+    scans = 0
+    if image.info.get("progressive"):
+        file.seek(0)
+        scans = file.read().count(b"\xff\xda")
+    fault = f"{scans} scans ({MAX_SCANS} at most)" if scans > MAX_SCANS else None
+    return _eight_bits(image, head, file)._replace(fault=fault)
 
 
 def _png(image: Image.Image, head: bytes, file: BinaryIO) -> Header:
@@ -203,6 +214,8 @@ def _jpeg2000(image: Image.Image, head: bytes, _file: BinaryIO) -> Header:
 
 
 _READERS: dict[str, Callable[[Image.Image, bytes, BinaryIO], Header]] = {
+    "JPEG": _jpeg,
+    "MPO": _jpeg,
     "PNG": _png,
     "BMP": _bmp,
     "PPM": _ppm,

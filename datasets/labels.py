@@ -86,7 +86,8 @@ def ids_of(
         raise _no_ids(path, image, header)
     if not table.colours:
         raise _no_ids(path, image, header)
-    return ids_of_colours(path, np.asarray(image.convert("RGB")), table)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return ids_of_colours(path, np.asarray(image), table)
 
 
 def _no_ids(path: str | Path, image: Image.Image, header: Header, cure: str = "") -> UserError:

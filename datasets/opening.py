@@ -1,6 +1,7 @@
 """Open image files: regular ones alone, of formats on a list, their headers read and judged."""
 
 import contextlib
+import ctypes
 import io
 import os
 import stat
@@ -18,6 +19,8 @@ from datasets.headers import FORMATS, Header, read_header
 from engine.errors import UserError
 
 MAX_MEGAPIXELS = 89.5  # where Pillow would warn of a decompression bomb
+# The second for a pipe, the third for Windows, which would translate line ends.
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 MAX_BYTES = 2**30  # of a file that is read whole
 # What decoders raise on damaged files; UnidentifiedImageError is an OSError.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
@@ -27,6 +30,9 @@ UNREADABLE += (ArithmeticError, AssertionError, MemoryError, RuntimeError, struc
 Image.MAX_IMAGE_PIXELS = None
 # Of damaged EXIF data and the like: a line of somebody else's source, for what is read rightly.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+with contextlib.suppress(OSError, AttributeError):  # of a Pillow without libtiff
+    # libtiff writes lines of its own to stderr, beside the one that we raise.
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 class Source(NamedTuple):
@@ -61,7 +67,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         UserError: missing, unreadable, or a folder, pipe, socket or device.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", os.O_RDONLY))
+        handle = os.open(path, OPEN_FLAGS)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name

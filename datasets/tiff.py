@@ -1,6 +1,7 @@
 """TIFF files as their tags describe them: any number of bands, of any type, in any window."""
 
 import io
+import re
 import struct
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,6 +25,7 @@ WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 
 OFFSETS, BANDS, ROWS, COUNTS, PLANAR, PREDICTOR, COLOUR_MAP = 273, 277, 278, 279, 284, 317, 320
 TILE_WIDTH, TILE_LENGTH, TILE_OFFSETS, TILE_COUNTS, EXTRA, NUMBER = 322, 323, 324, 325, 338, 339
 SUBFILE, ORIENTATION, INK_SET, JPEG_TABLES, SUBSAMPLING = 254, 274, 332, 347, 530
+XMP, XMP_ORIENTATION = 700, re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 # What the pixels of a part depend on, beside its size and place.
 KEPT = (BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, BANDS, PLANAR, PREDICTOR, COLOUR_MAP, INK_SET)
 KEPT += (EXTRA, NUMBER, JPEG_TABLES, SUBSAMPLING)
@@ -98,7 +100,10 @@ class Tiff:
         )
 
     def _orientation(self) -> int:
-        value = self.tags.get(ORIENTATION, 1)
+        """Return EXIF's, else XMP's; both as Pillow does, which turns a TIFF when it decodes it."""
+        value, xmp = self.tags.get(ORIENTATION), self.tags.get(XMP, b"")
+        if value is None and (found := XMP_ORIENTATION.search(xmp if type(xmp) is bytes else b"")):
+            value = int(found[1])
         return value if type(value) is int and 1 <= value <= 8 else 1
 
     def _has_pages(self) -> bool:
@@ -181,8 +186,8 @@ class Tiff:
             tags = {BITS: 8, COMPRESSION: self.number(COMPRESSION, 1), PHOTOMETRIC: 1, BANDS: 1}
             tags |= {WIDTH: width * interleaved * size, LENGTH: height}
             segments = grid.segments(plane, columns, rows)
-            image = self._open(grid, segments, tags, bytes_a_pixel=interleaved * size)
-            packed = np.asarray(image).reshape(height, len(columns), -1)
+            packed = np.asarray(self._open(grid, segments, tags, interleaved * size))
+            packed = packed.reshape(height, len(columns), -1)
             values = unpredict(packed, self.number(PREDICTOR, 1), kind, interleaved)
             parts.append(values.reshape(height, width, interleaved))
         left, upper = columns.start * grid.width, rows.start * grid.length

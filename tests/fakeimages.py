@@ -91,7 +91,7 @@ def tiff_of(
         bits: stated bits a sample where they are not the type's.
         big: a BigTIFF.
         pages: keywords of further pages, of the same pixels.
-        **tags: as t254=1; a tuple holds several numbers.
+        **tags: as t254=1; a tuple holds several numbers, bytes are kept.
     """
     kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
     height, width, bands = samples.shape
@@ -174,9 +174,12 @@ def _directory(table: dict, order: str, big: bool, at: int, last: bool) -> bytes
     )
     rows, outside = b"", b""
     for tag, value in sorted(table.items()):
-        numbers = value if isinstance(value, tuple) else (value,)
-        code, kind = ("H", 3) if max(numbers) < 65536 else ("L", 4)
-        packed = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
+        if isinstance(value, bytes):
+            numbers, kind, packed = value, 7, value
+        else:
+            numbers = value if isinstance(value, tuple) else (value,)
+            code, kind = ("H", 3) if max(numbers) < 65536 else ("L", 4)
+            packed = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
         if len(packed) > inline:
             place = struct.pack(order + pointer, at + size + len(outside))
             outside += packed + b"\0" * (len(packed) % 2)

@@ -1,6 +1,7 @@
 """The gate: a table of generated image files, each of which is read rightly or refused by name."""
 
 import io
+import resource
 import struct
 import zlib
 from collections.abc import Callable
@@ -11,8 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import files
-from datasets.reading import PLAIN, Reading
+import fakedata
+from datasets import build_dataset, files
+from datasets.labels import NO_TABLE
+from datasets.png16 import read_channel
+from datasets.reading import OPTIONS, PLAIN, Reading, from_options
+from datasets.tiff import write_tiff
 from engine.errors import UserError
 from fakeimages import bmp_of, chunk, encoded, exif, png_of, tiff_of, turned
 
@@ -82,6 +87,7 @@ def add_orientations() -> None:
         xmp = f'<x:xmpmeta tiff:Orientation="{o}"/>'.encode()
         text = b"XML:com.adobe.xmp\0\0\0\0\0" + xmp
         row(f"PNG XMP turned {o}", png_of(RGB, 8, 2, (b"iTXt", text)), turned(RGB, o))
+        row(f"TIFF XMP turned {o}", tiff_of(RGB, t700=xmp), turned(RGB, o))
     for o in (0, 9, 77):
         row(f"JPEG orientation {o}", encoded(image, "JPEG", exif=exif(o)), stored(plain["JPEG"]))
         row(f"TIFF orientation {o}", tiff_of(RGB, t274=o), RGB)
@@ -378,3 +384,115 @@ def test_an_image_is_read_rightly_or_refused_by_name(name: str, tmp_path: Path):
 def test_the_table_has_rows_enough():
     assert len(ROWS) >= 250
     assert sum(row.pixels is not None for row in ROWS.values()) >= 120
+
+
+# ---- time and memory are bounded by the file, or by its header
+
+
+def test_a_narrow_png_of_16_bits_costs_what_its_pixels_cost(tmp_path: Path):
+    """2x30 000 pixels in less than 2 kB once took 25 s and 3.6 GB: (H + W) x H of them."""
+    path = tmp_path / "narrow.png"
+    packed = zlib.compress((b"\4" + bytes(12)) * 30_000)
+    path.write_bytes(fakedata.png((2, 30_000, 16, 2, 0, 0, 0), packed))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_channel(path).shape == (30_000, 2)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_many_scans_are_refused(tmp_path: Path):
+    whole = encoded(Image.new("RGB", (40, 30)), "JPEG", progressive=True)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    path = tmp_path / "scans.jpg"
+    path.write_bytes(whole[:-2] + scan * 50 + whole[-2:])
+    files.read_image(path)
+    path.write_bytes(whole[:-2] + scan * 100 + whole[-2:])
+    with pytest.raises(
+        UserError, match=r"scans.jpg: an image of JPEG.*1\d\d scans \(100 at most\)"
+    ):
+        files.read_image(path)
+
+
+@pytest.mark.parametrize("read", [files.read_image, files.read_label])
+def test_a_limit_of_pixels_and_the_option_that_moves_it(read: Callable, tmp_path: Path):
+    path = tmp_path / "large.png"
+    path.write_bytes(fakedata.png((9000, 10_000, 8, 0, 0, 0, 0), zlib.compress(b"")))
+    with pytest.raises(UserError, match=r"9000x10000 pixels is refused: .*89.5.*max_megapixels"):
+        read(path)
+    options = {**OPTIONS, "max_megapixels": 91}
+    how = dict(zip((files.read_image, files.read_label), from_options(options), strict=True))[read]
+    with pytest.raises(UserError, match="not a readable image"):  # it was begun
+        read(path, how) if read is files.read_image else read(path, NO_TABLE, how)
+
+
+def test_a_window_of_an_image_that_is_too_large_as_a_whole(tmp_path: Path):
+    """90 megapixels, of which only the touched tiles or rows are decoded."""
+    path = tmp_path / "large.tif"
+    side, shown = 9600, np.zeros((64, 64, 3), np.uint8)
+    tile = zlib.compress(shown.tobytes())
+    special = zlib.compress(np.full_like(shown, 7).tobytes())
+    across = side // 64
+    content = bytes(8) + tile + special  # every tile but one is the same bytes
+    offsets, lengths = [8] * across**2, [len(tile)] * across**2
+    offsets[3 * across + 2], lengths[3 * across + 2] = 8 + len(tile), len(special)
+    table = {256: side, 257: side, 258: (8, 8, 8), 259: 8, 262: 2, 277: 3, 322: 64, 323: 64}
+    table |= {324: offsets, 325: lengths}
+    path.write_bytes(write_tiff("<", table, content[8:]))
+    with pytest.raises(UserError, match="9600x9600 pixels is refused"):
+        files.read_image(path)
+    window = np.asarray(files.read_window(path, (120, 180, 200, 260)))
+    expected = np.zeros((80, 80, 3), np.uint8)
+    expected[12:76, 8:72] = 7
+    assert np.array_equal(window, expected)
+
+    path = tmp_path / "large.png"
+    rows = (b"\0" + bytes(9600)) * 9600
+    path.write_bytes(fakedata.png((9600, 9600, 8, 0, 0, 0, 0), zlib.compress(rows)))
+    assert files.read_window(path, (9000, 4000, 9600, 4100)).size == (600, 100)
+    with pytest.raises(UserError, match=r"9600x9600 pixels is refused"):
+        files.read_window(path, (0, 9500, 10, 9600))
+
+
+def test_damage_says_nothing_but_its_one_line(tmp_path: Path, capfd):
+    """libtiff would write to stderr beside it."""
+    content = tiff_of(RGB, compression=8)
+    (tmp_path / "damaged.tif").write_bytes(content[:40] + bytes([content[40] ^ 255]) + content[41:])
+    with pytest.raises(UserError, match=r"damaged.tif: not a readable image"):
+        files.read_image(tmp_path / "damaged.tif")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bands", "1,2", "bands must be one number or three, from 1 on; got '1,2'"),
+        ("bands", "0,1,2", "bands must be one number or three"),
+        ("bands", "red", "bands must be one number or three"),
+        ("value_range", "5,5", "value_range must be LOW,HIGH with LOW below HIGH; got '5,5'"),
+        ("value_range", 7, "value_range must be LOW,HIGH"),
+        ("max_megapixels", 0, "max_megapixels must be a number above 0; got 0"),
+        ("max_megapixels", "many", "max_megapixels must be a number above 0"),
+        ("alpha", "white", "alpha must be one of refuse, drop; got 'white'"),
+        ("label_bits", 12, "label_bits must be one of 8, 16; got 12"),
+        ("label_values", "names", "label_values must be one of auto, ids, colours"),
+    ],
+)
+def test_options_of_reading_are_checked(name: str, value: object, message: str, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        build_dataset("gta5", fakedata.make_gta5(tmp_path), split="train", **{name: value})
+
+
+def test_options_of_reading_reach_the_files(tmp_path: Path):
+    root = fakedata.make_gta5(tmp_path, size=(14, 11))
+    (root / "images/00001.png").unlink()
+    (root / "images/00001.tif").write_bytes(tiff_of(WIDE[..., :5], t338=(0, 0)))
+    with pytest.raises(UserError, match=r"images/00001.tif: an image of TIFF, RGB, 5 bands of 16"):
+        build_dataset("gta5", root, split="train")[0]
+    how = {"bands": "3,2,1", "value_range": "0,4095"}
+    dataset = build_dataset("gta5", root, split="train", **how)
+    assert np.array_equal(dataset[0]["image"].permute(1, 2, 0), eight(WIDE[..., 2::-1], 0, 4095))
+    assert np.array_equal(
+        dataset.read_window(0, (1, 2, 5, 9)), dataset[0]["image"][:, 2:9, 1:5].permute(1, 2, 0)
+    )
+    assert dataset.arguments["options"]["bands"] == "3,2,1"
+    alone = build_dataset("gta5", root, split="train", bands=2, value_range="0,4095")
+    assert np.array_equal(alone[0]["image"][0], eight(WIDE[..., 1], 0, 4095))
