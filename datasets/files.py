@@ -75,7 +75,7 @@ def read_image(path: str | Path, reading: Reading = PLAIN) -> Image.Image:
                 image = source.pillow()
                 image.load()  # which turns a TIFF
                 image = _as_rgb(path, image, reading)
-                if source.tiff:
+                if source.tiff and image.size == source.header.upright_size:
                     return image
             return _upright(image, source.header)
 

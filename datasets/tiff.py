@@ -102,7 +102,8 @@ class Tiff:
     def _orientation(self) -> int:
         """Return EXIF's, else XMP's; both as Pillow does, which turns a TIFF when it decodes it."""
         value, xmp = self.tags.get(ORIENTATION), self.tags.get(XMP, b"")
-        if value is None and (found := XMP_ORIENTATION.search(xmp if type(xmp) is bytes else b"")):
+        xmp = xmp[0] if isinstance(xmp, tuple) and xmp else xmp
+        if value is None and isinstance(xmp, bytes) and (found := XMP_ORIENTATION.search(xmp)):
             value = int(found[1])
         return value if type(value) is int and 1 <= value <= 8 else 1
 

@@ -238,6 +238,8 @@ def add_kinds_of_tiff() -> None:
     jpeg = encoded(Image.fromarray(RGB), "TIFF", compression="jpeg")
     row("TIFF of JPEG", jpeg, np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
     row("TIFF mixed bits", tiff_of(RGB, t258=(8, 8, 16)), None)
+    row("TIFF mixed bits, chosen", tiff_of(RGB, t258=(8, 8, 16)), None, RANGED._replace(bands=(1,)))
+    row("TIFF mixed types, chosen", tiff_of(RGB, t339=(1, 1, 2)), None, CHOSEN)
     row("TIFF mixed types", tiff_of(RGB, t339=(1, 1, 2)), None)
     for name, value in (("associated", 1), ("unassociated", 2)):
         for alpha, pixels in ((OPAQUE, RGB), (GLASS, None)):
