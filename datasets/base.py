@@ -16,7 +16,7 @@ from datasets import files, reading
 from datasets.headers import LOSSLESS_SUFFIXES, SUFFIXES
 from datasets.labels import LabelTable
 from datasets.text import read_list
-from datasets.walk import Listed, Partners, composed, split_ending, walk_files
+from datasets.walk import Listed, Partners, composed, split_ending, summary, walk_files
 from engine.errors import UserError
 
 IGNORE = 255
@@ -176,7 +176,8 @@ class SegmentationDataset(Dataset):
         if self.option.get("label_kind") == "trainIds":
             colours = [(row.colour, row.train_id) for row in trained]
         elif self.raw_to_train:  # the files' ids are of another table than the rows
-            colours = [(row.colour, row.id) for row in rows if row.id in self.raw_to_train]
+            same = (row for row in rows if self.raw_to_train.get(row.id) == row.train_id)
+            colours = [(row.colour, row.id % 256) for row in same]
         self.label_table = LabelTable(tuple(colours), tuple(self.lookup.tolist()))
 
     def find(self) -> list[tuple[str, str | None]]:
@@ -195,12 +196,12 @@ class SegmentationDataset(Dataset):
         images = [path for path in found.files if split_ending(path)[0].endswith(stem_ends)]
         self.links += found.links
         self.left_out += found.left_out
-        self.left_out[f"name without {stem_ends}"] += len(found.files) - len(images)
+        if len(images) < len(found.files):
+            self.left_out[f"name without {stem_ends}"] += len(found.files) - len(images)
         if not images:
-            left_out = ", ".join(f"{count} {why}" for why, count in (+self.left_out).items())
             raise UserError(
                 f"{self.root / folder}: nothing here matches *{stem_ends}.png, .jpg, .tif or the "
-                f"like (left out: {left_out or 'nothing'}); {self.name} is: {self.layout}; or give "
+                f"like (left out: {summary(self.left_out) or 'nothing'}); {self.name} is: {self.layout}; or give "
                 "a list"
             )
         return [f"{folder}/{path}" for path in images]

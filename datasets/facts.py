@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import ConcatDataset, Dataset
 
+from datasets.walk import summary
+
 SAMPLE = 64  # files whose headers are looked at for their sizes
 
 
@@ -46,10 +48,7 @@ class Facts(NamedTuple):
             of = f" in the first {self.looked_at}" if self.looked_at < self.images else ""
             parts.append(f"{shown}{more}{of}")
         if self.left_out:
-            reasons = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-            shown = ", ".join(f"{count} {ascii(why)[1:-1]}" for why, count in reasons[:4])
-            rest = sum(count for _, count in reasons[4:])
-            parts.append(f"left out: {shown}" + (f", {rest} for other reasons" if rest else ""))
+            parts.append(f"left out: {summary(Counter(self.left_out))}")
         if self.missing is not None:
             found = self.num_classes - len(self.missing)
             lacking = f" (none: {', '.join(self.missing)})" if self.missing else ""

@@ -205,13 +205,9 @@ def _pillow_samples(source: Source, bands: Sequence[int]) -> np.ndarray:
 def to_8_bits(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     """Return uint8 of the same shape: LOW and below is 0, HIGH and above 255; no number is 0."""
     low, high = value_range
-    scaled = (values.astype(np.float32) - low) * np.float32(255 / (high - low))
-    return (
-        np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)
-        .clip(0, 255)
-        .round()
-        .astype(np.uint8)
-    )
+    kind = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    scaled = (values.astype(kind) - kind(low)) * kind(255 / (high - low))
+    return np.nan_to_num(scaled, nan=0).clip(0, 255).round().astype(np.uint8)
 
 
 def _as_rgb(path: str | Path, image: Image.Image, reading: Reading) -> Image.Image:

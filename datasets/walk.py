@@ -71,9 +71,10 @@ def walk_files(folder: str | Path, endings: Collection[str], deep: bool = True) 
             if entry.is_dir():
                 (linked if is_link else own).append((f"{prefix}{entry.name}/", in_link or is_link))
                 continue
-            if CONTROLS.search(entry.name):
-                raise UserError(f"{folder}: {prefix + entry.name!r}: no list can hold this name")
-            files.append(prefix + entry.name)
+            path = prefix + entry.name
+            if CONTROLS.search(path):
+                raise UserError(f"{folder}: {path!r}: no list can hold this name; rename it")
+            files.append(path)
             links += in_link or is_link
     files.sort(key=lambda path: path.split("/"))
     return Walk(files, links, left_out)
@@ -90,10 +91,18 @@ def _why_left_out(entry: os.DirEntry, endings: Collection[str], deep: bool) -> s
     if dot < 0:
         return "name without an ending"
     if name[dot:].lower() not in endings:
-        return f"ending {name[dot:].lower()}"
+        return f"ending {ascii(name[dot:].lower())[1:-1]}"  # whatever bytes it has, in one line
     if not entry.is_file():
         return "link to nothing" if entry.is_symlink() else "no regular file"
     return None
+
+
+def summary(left_out: Counter[str], most: int = 4) -> str:
+    """Return the commonest reasons of what was left out, in words."""
+    reasons = sorted((+left_out).items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count} {reason}" for reason, count in reasons[:most]]
+    rest = sum(count for _, count in reasons[most:])
+    return ", ".join(shown + ([f"{rest} for other reasons"] if rest else []))
 
 
 def split_ending(path: str) -> tuple[str, str]:

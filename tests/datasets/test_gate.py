@@ -363,6 +363,7 @@ for add in ADDERS:
     add()
 
 
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("name", ROWS)
 def test_an_image_is_read_rightly_or_refused_by_name(name: str, tmp_path: Path):
     content, expected, reading = ROWS[name]

@@ -91,7 +91,7 @@ def test_a_linked_folder_of_images_is_used(tmp_path: Path):
     assert dataset.links == 6
 
 
-@pytest.mark.parametrize("name", ["a\tb.png", "a\nb.png", "a\x1bb.png"])
+@pytest.mark.parametrize("name", ["a\tb.png", "a\nb.png", "a\x1bb.png", "fol\nder/b.png"])
 def test_names_that_no_list_can_hold_are_refused_at_the_start(name: str, tmp_path: Path):
     root = folder(tmp_path, ("fine.jpg", "fine.png"), (name, name))
     with pytest.raises(UserError, match="no list can hold this name") as caught:
