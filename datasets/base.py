@@ -201,8 +201,8 @@ class SegmentationDataset(Dataset):
         if not images:
             raise UserError(
                 f"{self.root / folder}: nothing here matches *{stem_ends}.png, .jpg, .tif or the "
-                f"like (left out: {summary(self.left_out) or 'nothing'}); {self.name} is: {self.layout}; or give "
-                "a list"
+                f"like (left out: {summary(self.left_out) or 'nothing'}); {self.name} is: "
+                f"{self.layout}; or give a list"
             )
         return [f"{folder}/{path}" for path in images]
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from datasets.base import SegmentationDataset
 from engine.errors import UserError
 
-FORMAT = 1  # of the file, and of the pixels in it: a change of either is another number
+FORMAT = 2  # of the file, and of the pixels in it: a change of either is another number
 
 
 def fingerprint(dataset: SegmentationDataset) -> str:
@@ -33,6 +33,7 @@ def fingerprint(dataset: SegmentationDataset) -> str:
     what = {
         "format": [FORMAT, PIL.__version__],
         "dataset": [dataset.name, dataset.option, dataset.lookup.tolist(), dataset.pairs],
+        "colours": dataset.label_table.colours,  # labels may hold them instead of ids
         "size": [dataset.size, dataset.resize_label],
         "folders": [str(folder.resolve()) for folder in folders],
         "files": [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, paths)],

@@ -49,12 +49,16 @@ def png_of(samples: np.ndarray, bits: int, colour_type: int, *more: tuple[bytes,
     elif bits == 8:
         rows = [row.astype(np.uint8).tobytes() for row in flat]
     else:
-        shifts = np.arange(bits - 1, -1, -1)
-        bit_rows = [(row[:, None] >> shifts & 1).ravel().astype(np.uint8) for row in flat]
-        rows = [np.packbits(row).tobytes() for row in bit_rows]
+        rows = [packed_row(row, bits) for row in flat]
     whole = fakedata.png((width, height, bits, colour_type, 0, 0, 0), b"")
     pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
     return whole[:33] + b"".join(chunk(*one) for one in more) + pixels + chunk(b"IEND", b"")
+
+
+def packed_row(row: np.ndarray, bits: int) -> bytes:
+    """Return samples of fewer than 8 bits, the first in the highest bits."""
+    shifts = np.arange(bits - 1, -1, -1)
+    return np.packbits((row[:, None] >> shifts & 1).ravel().astype(np.uint8)).tobytes()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -100,8 +104,8 @@ def tiff_of(
     for part in parts:
         for block in _blocks(part, rows or height, tile):
             content = _predicted(block, predictor, order)
-            if bits == 1:
-                content = np.packbits(block[..., 0], axis=1).tobytes()
+            if bits and bits < 8:
+                content = b"".join(packed_row(row, bits) for row in block.reshape(len(block), -1))
             segments.append(zlib.compress(content) if compression == 8 else content)
     table = {
         256: width,

@@ -100,6 +100,18 @@ def test_a_changed_file_is_noticed(gta5: Path, tmp_path: Path):
     assert not after["label"].any()  # road
 
 
+def test_a_changed_colour_of_a_class_is_noticed(tmp_path: Path):
+    """Labels may be read by their colours."""
+    root = fakedata.make_folder(tmp_path / "own")
+    names = set()
+    table = (root / "classes.json").read_text()
+    for red in (60, 61):
+        (root / "classes.json").write_text(table.replace('"color": [60,', f'"color": [{red},'))
+        dataset = build_dataset("folder", root, split="train", cache_dir=tmp_path / "cache")
+        names.add(dataset.path.name)
+    assert len(names) == 2
+
+
 def test_drawn_datasets_are_not_cached(tmp_path: Path):
     build_dataset("streets", None, split="val", num_images=2, cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

@@ -218,6 +218,17 @@ def add_kinds_of_tiff() -> None:
     bit = GREY >> 7
     row("TIFF 1 bit", tiff_of(bit, 1, bits=1), bit * 255)
     row("TIFF 1 bit, white is zero", tiff_of(bit, 0, bits=1), 255 - bit * 255)
+    for bits in (2, 4):
+        few = GREY >> (8 - bits)
+        step = 255 // (2**bits - 1)
+        row(f"TIFF {bits} bits", tiff_of(few, 1, bits=bits), few * step)
+        row(f"TIFF {bits} bits, white is zero", tiff_of(few, 0, bits=bits), 255 - few * step)
+        short = tuple((PALETTE[: 2**bits].T.astype(int) * 257).ravel().tolist())
+        row(f"TIFF {bits} bits palette", tiff_of(few, 3, bits=bits, t320=short),
+            PALETTE[few[..., 0]])  # fmt: skip
+    row("TIFF 12 bits", tiff_of(WIDE[..., :1], 1, t258=12), None, RANGED)
+    fax = encoded(Image.fromarray(bit[..., 0] > 0), "TIFF", compression="group4")
+    row("TIFF fax", fax, bit * 255)
     row("TIFF white is zero", tiff_of(GREY, 0), 255 - GREY)
     row("TIFF white is zero, Deflate", tiff_of(GREY, 0, compression=8), 255 - GREY)
     row("TIFF white is zero, wide", tiff_of(WIDE[..., :1], 0), None, RANGED)
