@@ -182,10 +182,15 @@ def test_the_tables_colours_at_other_ids_are_a_renumbering(tmp_path: Path):
     with pytest.raises(UserError, match="class table's colours of other ids"):
         files.read_label(path, TABLE)
     assert np.array_equal(files.read_label(path, TABLE, LabelReading(values="colours")), IDS)
-    # one colour that is not the table's: it is another palette
-    palette[0] = (200, 0, 0)
+    # a void colour that the table lacks makes it no better
+    palette[-1] = (224, 224, 192)
     path.write_bytes(indexed(index.reshape(IDS.shape).astype(np.uint8), palette))
-    files.read_label(path, TABLE)
+    with pytest.raises(UserError, match="class table's colours of other ids"):
+        files.read_label(path, TABLE)
+    # black and white alone are met by chance, in a palette that is another
+    other = [(0, 0, 1), (0, 0, 0), (9, 8, 7), (6, 5, 4), (3, 2, 1)]
+    path.write_bytes(indexed(index.reshape(IDS.shape).astype(np.uint8), other))
+    assert np.array_equal(files.read_label(path, TABLE), index.reshape(IDS.shape))
 
 
 def test_colours_of_several_classes_are_no_ids(tmp_path: Path):
