@@ -1,6 +1,8 @@
 """What every dataset shares: the class table, finding files, and turning them into samples."""
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -10,11 +12,16 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datasets import files
+from datasets import files, reading
+from datasets.headers import LOSSLESS_SUFFIXES, SUFFIXES
+from datasets.labels import LabelTable
+from datasets.text import read_list
+from datasets.walk import Listed, Partners, composed, split_ending, summary, walk_files
 from engine.errors import UserError
 
 IGNORE = 255
 UNKNOWN = 254  # marks raw ids that the class table does not hold; never in a sample
+MAX_CLASSES = 254  # train ids are bytes, and two of them mean something else
 
 
 class Row(NamedTuple):
@@ -23,7 +30,7 @@ class Row(NamedTuple):
     id: int
     train_id: int
     name: str
-    colour: tuple[int, int, int]
+    colour: tuple[int, int, int] | None  # None: of an ignored id that no colour stands for
     category: str = ""
     category_id: int = 0
     has_instances: bool = False
@@ -49,6 +56,9 @@ class SegmentationDataset(Dataset):
         categories: category -> its train ids, where the dataset has categories.
         subsets: name -> train ids that are scored alone by convention (SYNTHIA's 16 and 13).
         train_to_raw: uint8 [256], train id -> raw id, for submission files; ignored -> 255.
+        links: how many images are links or lie in linked folders, where a folder was walked.
+        left_out: how many files of the images' folders are no data, by reason.
+        reading, label_reading: what the options say of how files are read.
     """
 
     name: ClassVar[str]
@@ -61,6 +71,7 @@ class SegmentationDataset(Dataset):
     options: ClassVar[dict[str, Any]] = {
         "label_kind": ("labelIds", "trainIds"),  # trainIds: labels hold train ids (pseudo labels)
         "label_root": None,  # folder that label paths are relative to; None: the root
+        **reading.OPTIONS,
     }
     ignore_index = IGNORE
 
@@ -95,6 +106,9 @@ class SegmentationDataset(Dataset):
         self.seed, self.num_images, self.list_file = seed, num_images, list_file
         self.given_root = root
         self.option = self.resolve(options)
+        self.links, self.left_out = 0, Counter()
+        if "bands" in self.option:  # drawn images have no files
+            self.reading, self.label_reading = reading.from_options(self.option)
         self.open_root(root)
         self.use_table(self.rows)
         self.pairs = self.from_list(list_file) if list_file else self.find()
@@ -120,7 +134,8 @@ class SegmentationDataset(Dataset):
             allowed = self.options[key]
             if isinstance(allowed, tuple) and value not in allowed:
                 raise UserError(
-                    f"dataset {self.name}: {key} must be one of {', '.join(allowed)}; got {value!r}"
+                    f"dataset {self.name}: {key} must be one of {', '.join(map(str, allowed))}; "
+                    f"got {value!r}"
                 )
         defaults = {k: v[0] if isinstance(v, tuple) else v for k, v in self.options.items()}
         return defaults | given
@@ -138,6 +153,8 @@ class SegmentationDataset(Dataset):
     def use_table(self, rows: Sequence[Row]) -> None:
         """Derive names, palette and lookups from the class table."""
         trained = sorted((row for row in rows if row.train_id != IGNORE), key=lambda r: r.train_id)
+        if len(trained) > MAX_CLASSES:
+            raise UserError(f"dataset {self.name}: {len(trained)} classes; {MAX_CLASSES} at most")
         self.num_classes = len(trained)
         self.class_names = [self.short_names.get(row.name, row.name) for row in trained]
         self.palette = [row.colour for row in trained]
@@ -155,51 +172,97 @@ class SegmentationDataset(Dataset):
             table = self.raw_to_train or {row.id: row.train_id for row in rows}
             for raw, train in table.items():
                 self.lookup[raw % 256] = train  # an id of -1 is stored as 255
+        colours = [(row.colour, row.id % 256) for row in rows if row.colour is not None]
+        if self.option.get("label_kind") == "trainIds":
+            colours = [(row.colour, row.train_id) for row in trained]
+        elif self.raw_to_train:  # the files' ids are of another table than the rows
+            same = (row for row in rows if self.raw_to_train.get(row.id) == row.train_id)
+            colours = [(row.colour, row.id % 256) for row in same]
+        self.label_table = LabelTable(tuple(colours), tuple(self.lookup.tolist()))
 
     def find(self) -> list[tuple[str, str | None]]:
         """Return the pairs of the dataset's standard folder layout, sorted by image."""
         raise NotImplementedError
 
-    def walk(self, folder: str, pattern: str) -> list[Path]:
-        """Return the files below `root/folder` that match, sorted, relative to the root."""
-        found = sorted((self.root / folder).glob(pattern))
-        if not found:
+    def walk_images(self, folder: str, deep: bool = False, stem_ends: str = "") -> list[str]:
+        """Return the image files of a folder, sorted, relative to the root.
+
+        Args:
+            folder: relative to the root.
+            deep: look into subfolders too.
+            stem_ends: what their names end with, before the ending.
+        """
+        found = walk_files(self.root / folder, SUFFIXES, deep)
+        images = [path for path in found.files if split_ending(path)[0].endswith(stem_ends)]
+        self.links += found.links
+        self.left_out += found.left_out
+        if len(images) < len(found.files):
+            self.left_out[f"name without {stem_ends}"] += len(found.files) - len(images)
+        if not images:
             raise UserError(
-                f"{self.root / folder}: nothing here matches {pattern}; "
-                f"{self.name} is: {self.layout}; or give a list"
+                f"{self.root / folder}: nothing here matches *{stem_ends}.png, .jpg, .tif or the "
+                f"like (left out: {summary(self.left_out) or 'nothing'}); {self.name} is: "
+                f"{self.layout}; or give a list"
             )
-        return [path.relative_to(self.root) for path in found]
+        return [f"{folder}/{path}" for path in images]
 
-    def walk_images(self, folder: str) -> list[Path]:
-        """Return the image files of any format below `root/folder`, sorted, as `walk`."""
-        found = [
-            path for path in self.walk(folder, "**/*") if path.suffix.lower() in files.SUFFIXES
-        ]
-        if not found:
-            raise UserError(f"{self.root / folder}: no images; {self.name} is: {self.layout}")
-        return found
+    def label_of(self, image: str) -> str:
+        """Return where the layout has an image's label, with .png; the ending may be another."""
+        raise NotImplementedError
 
-    def pair_up(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str | None]]:
-        """Drop the labels of an unlabelled dataset, else check that each is there."""
-        if not self.labelled:
-            return [(image, None) for image, _ in pairs]
-        for image, label in pairs:
-            if not (self.label_root / label).is_file():
+    def image_folders(self) -> list[str]:
+        """Return where lists that name images alone may mean, relative to the root."""
+        return []
+
+    def pair_up(self, images: list[str]) -> list[tuple[str, str | None]]:
+        """Return the images with the labels of the layout; with None in an unlabelled dataset."""
+        partners, pairs, image_of = Partners(self.label_root, LOSSLESS_SUFFIXES), [], {}
+        for image in images:
+            wanted = self.label_of(image)
+            other = image_of.setdefault(composed(split_ending(wanted)[0]), image)
+            if other != image:
+                raise UserError(f"{self.root / image}: has the same label as {self.root / other}")
+            label = partners.find(wanted) if self.labelled else None
+            if label is None and self.labelled:
                 raise UserError(
-                    f"{self.label_root / label}: no such label, of image {image}; "
+                    f"{self.label_root / wanted}: no such label, of image {image}; "
                     f"{self.name} is: {self.layout}"
                 )
-        return list(pairs)
-
-    def from_list(self, list_file: str | Path) -> list[tuple[str, str | None]]:
-        """Return the pairs of a list file, having checked that every file is there."""
-        pairs = []
-        for number, image, label in files.read_list(list_file, self.labelled):
-            for folder, entry in ((self.root, image), (self.label_root, label)):
-                if entry is not None and not (folder / entry).is_file():
-                    raise UserError(f"{list_file}, line {number}: no such file: {folder / entry}")
             pairs.append((image, label))
         return pairs
+
+    def from_list(self, list_file: str | Path) -> list[tuple[str, str | None]]:
+        """Return the pairs of a list file, having checked that every file is there.
+
+        A list of images alone (AdaptSegNet's) has the labels of the dataset's layout.
+        """
+        entries = read_list(list_file)
+        images = Listed(self.root, self.image_folders(), SUFFIXES)
+        labels = Listed(self.label_root, [], SUFFIXES)
+        alone = all(len(fields) == 1 for _, fields in entries)
+        pairs: list[tuple[str, str | None]] = []
+        first_line: dict[str, int] = {}
+        for number, fields in entries:
+            where = f"{list_file}, line {number}"
+            if self.labelled and not alone and len(fields) == 1:
+                raise UserError(f"{where}: no label beside {fields[0]!r}; `image label` expected")
+            image = self.listed(where, images, fields[0])
+            if image in first_line:
+                raise UserError(f"{where}: {image!r} stands already in line {first_line[image]}")
+            first_line[image] = number
+            with_label = self.labelled and not alone
+            pairs.append((image, self.listed(where, labels, fields[1]) if with_label else None))
+        return self.pair_up(list(first_line)) if self.labelled and alone else pairs
+
+    def listed(self, where: str, tree: Listed, field: str) -> str:
+        """Return the path of a list's field."""
+        try:
+            path = tree.find(field)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; paths in it are expected") from error
+        if path is None:
+            raise UserError(f"{where}: no such file: {os.path.join(tree.root, field)}")
+        return path
 
     def first_of_shuffle(self, count: int, where: str | Path) -> list[tuple[str, str | None]]:
         """Return the first pairs of the seed's shuffle, which depends on the image names alone.
@@ -211,25 +274,31 @@ class SegmentationDataset(Dataset):
             raise UserError(f"{where}: {count} images asked for, {len(self.pairs)} available")
 
         def key(pair: tuple[str, str | None]) -> bytes:
-            return hashlib.sha256(f"{self.seed} {pair[0]}".encode()).digest()
+            return hashlib.sha256(
+                f"{self.seed} {pair[0]}".encode(errors="surrogateescape")
+            ).digest()
 
         return sorted(self.pairs, key=key)[:count]
 
     def read_ids(self, path: Path) -> np.ndarray:
-        """Read the ids that a label file stores, uint8 [H,W]."""
-        return files.read_label(path)
+        """Read the ids that a label file holds, uint8 or uint16 [H,W]."""
+        return files.read_label(path, self.label_table, self.label_reading)
 
     def read(self, index: int) -> tuple[Image.Image, np.ndarray | None]:
-        """Return the RGB image and the train ids uint8 [H,W], both in their own size."""
+        """Return the RGB image and the train ids uint8 [H,W], both in their own size, upright."""
         paths = self.paths(index)
-        image = files.read_image(paths[0])
+        image = files.read_image(paths[0], self.reading)
         label = self.read_label(index)
         if label is not None and (image.height, image.width) != label.shape:
             raise UserError(
                 f"{paths[1]}: the label is {label.shape[1]}x{label.shape[0]} pixels, "
-                f"its image {paths[0]} {image.width}x{image.height}"
+                f"its image {paths[0]} {image.width}x{image.height}" + files.why_turned(paths[0])
             )
         return image, label
+
+    def read_window(self, index: int, box: tuple[int, int, int, int]) -> Image.Image:
+        """Return an image within (left, upper, right, lower), see `files.read_window`."""
+        return files.read_window(self.paths(index)[0], box, self.reading)
 
     def read_label(self, index: int) -> np.ndarray | None:
         """Return the train ids uint8 [H,W] in their own size; None when unlabelled."""
@@ -237,6 +306,8 @@ class SegmentationDataset(Dataset):
             return None
         path = self.paths(index)[1]
         ids = self.read_ids(path)
+        if ids.dtype != np.uint8 and ids.max(initial=0) > 255:
+            raise UserError(f"{path}: label values outside the class table: {ids.max()}")
         label = self.lookup[ids]
         unknown = label == UNKNOWN
         if unknown.any():

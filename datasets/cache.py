@@ -1,10 +1,10 @@
-"""Decoded samples in one memory-mapped file, for the epochs and the runs to come."""
+"""Decoded samples in one file, for the epochs and the runs to come."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import zlib
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from datasets.base import SegmentationDataset
 from engine.errors import UserError
 
-FORMAT = 1  # of the file, and of the pixels in it: a change of either is another number
+FORMAT = 2  # of the file, and of the pixels in it: a change of either is another number
 
 
 def fingerprint(dataset: SegmentationDataset) -> str:
@@ -33,6 +33,7 @@ def fingerprint(dataset: SegmentationDataset) -> str:
     what = {
         "format": [FORMAT, PIL.__version__],
         "dataset": [dataset.name, dataset.option, dataset.lookup.tolist(), dataset.pairs],
+        "colours": dataset.label_table.colours,  # labels may hold them instead of ids
         "size": [dataset.size, dataset.resize_label],
         "folders": [str(folder.resolve()) for folder in folders],
         "files": [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, paths)],
@@ -68,9 +69,6 @@ class CachedDataset(Dataset):
         self.starts = np.cumsum([4 * len(dataset), *sizes])
         self.path = Path(folder) / f"{fingerprint(dataset)}.samples"
         self.file = open_allocated(self.path, int(self.starts[-1]))
-        mapped = mmap.mmap(self.file.fileno(), int(self.starts[-1]), access=mmap.ACCESS_READ)
-        self.bytes = np.frombuffer(mapped, np.uint8)
-        self.checksums = self.bytes[: 4 * len(dataset)].view(np.uint32)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked of an object that is not initialised yet, by copy
@@ -82,14 +80,26 @@ class CachedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # from the end, where negative
-        noted = self.checksums[index]
+        noted = int(self.read(4 * index, 4).view(np.uint32)[0])
         if noted:
-            content = self.bytes[self.starts[index] : self.starts[index + 1]].copy()
+            start, stop = self.starts[index : index + 2]
+            content = self.read(start, stop - start)
             if checksum(content) == noted:
                 return {"name": self.dataset.pairs[index][0], **self.split(index, content)}
         sample = self.dataset[index]
         self.write(index, sample)
         return sample
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Return bytes of the file, uint8 [count]; 0 for those that it has no more.
+
+        Not through a map: a file that is cut short, or a failing disk, would end the process by a
+        signal.
+        """
+        content = np.zeros(count, np.uint8)
+        with contextlib.suppress(OSError):  # what cannot be read is decoded again
+            os.preadv(self.file.fileno(), [content], int(start))
+        return content
 
     def split(self, index: int, content: np.ndarray) -> dict[str, torch.Tensor]:
         """Return the tensors of a sample, which share the memory of its bytes."""
@@ -101,10 +111,7 @@ class CachedDataset(Dataset):
         return tensors
 
     def write(self, index: int, sample: dict[str, Any]) -> None:
-        """Write a sample's bytes, then their checksum.
-
-        Not through the map, as a failing disk would end the process by a signal.
-        """
+        """Write a sample's bytes, then their checksum."""
         content = np.concatenate([sample[key].numpy().ravel() for key in self.shapes[index]])
         try:
             os.pwrite(self.file.fileno(), content, int(self.starts[index]))

@@ -42,8 +42,15 @@ class CamVid(SegmentationDataset):
 
     def find(self) -> list[tuple[str, str | None]]:
         folder = FOLDERS.get(self.split, self.split)
-        names = select(self.split, [path.name for path in self.walk(folder, "*.png")])
-        return self.pair_up([(f"{folder}/{name}", f"{folder}annot/{name}") for name in names])
+        names = select(self.split, [PurePosixPath(path).name for path in self.walk_images(folder)])
+        return self.pair_up([f"{folder}/{name}" for name in names])
+
+    def image_folders(self) -> list[str]:
+        return [FOLDERS.get(self.split, self.split), "train", "val", "test"]
+
+    def label_of(self, image: str) -> str:
+        path = PurePosixPath(image)
+        return f"{path.parent}annot/{path.stem}.png"
 
 
 def select(split: str, names: list[str]) -> list[str]:

@@ -1,7 +1,10 @@
 """Cityscapes, and the class table that GTA5 and SYNTHIA are mapped to."""
 
+from pathlib import PurePosixPath
+
 from datasets.base import IGNORE, Row, SegmentationDataset
 
+ENDS = "_leftImg8bit"  # of the images' names
 ROWS = (
     Row(0, IGNORE, "unlabeled", (0, 0, 0), "void", 0, False, True),
     Row(1, IGNORE, "ego vehicle", (0, 0, 0), "void", 0, False, True),
@@ -73,10 +76,14 @@ class Cityscapes(CityscapesClasses):
     )
 
     def find(self) -> list[tuple[str, str | None]]:
+        folder = f"leftImg8bit/{self.split}"
+        return self.pair_up(self.walk_images(folder, deep=True, stem_ends=ENDS))
+
+    def image_folders(self) -> list[str]:
+        return [f"leftImg8bit/{split}" for split in (self.split, *self.splits)]
+
+    def label_of(self, image: str) -> str:
         kind = {"labelIds": "labelIds", "trainIds": "labelTrainIds"}[self.option["label_kind"]]
-        pairs = []
-        for path in self.walk(f"leftImg8bit/{self.split}", "*/*_leftImg8bit.png"):
-            frame = path.name.removesuffix("_leftImg8bit.png")
-            label = f"gtFine/{self.split}/{path.parent.name}/{frame}_gtFine_{kind}.png"
-            pairs.append((path.as_posix(), label))
-        return self.pair_up(pairs)
+        path = PurePosixPath(image)
+        folder = str(path.parent).replace("leftImg8bit", "gtFine", 1)
+        return f"{folder}/{path.stem.removesuffix(ENDS)}_gtFine_{kind}.png"

@@ -19,5 +19,7 @@ class CycleGTA(GTA5):
     options: ClassVar[dict[str, Any]] = GTA5.options | {"image_dir": "images_translated"}
 
     def find(self) -> list[tuple[str, str | None]]:
-        images = self.walk_images(self.option["image_dir"])
-        return self.pair_up([(path.as_posix(), f"labels/{path.stem}.png") for path in images])
+        return self.pair_up(self.walk_images(self.option["image_dir"], deep=True))
+
+    def image_folders(self) -> list[str]:
+        return [self.option["image_dir"]]

@@ -1,165 +1,265 @@
-"""Read images, labels and lists, and write label pictures; every error names the file."""
+"""Read images and labels as they are meant, and write label pictures; every error names the file.
 
-import contextlib
+One gate: a file's header decides. What it says is applied (orientation, palettes, greys, CMYK) or
+refused by name (bits, bands, pages, transparency); nothing is dropped without a word.
+"""
+
 import os
-import struct
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from datasets import png16
+from datasets.headers import Header
+from datasets.labels import MARK, NO_TABLE, LabelTable, ids_of, is_opaque, refuse_label
+from datasets.opening import Source, check_pixels, decoding, opened, read_regular
+from datasets.reading import PLAIN, PLAIN_LABEL, LabelReading, Reading
 from engine.errors import UserError
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, where it would only warn
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
-LOSSY = ("JPEG", "MPO", "WEBP", "JPEG2000")
-# What Pillow's decoders raise on damaged files; UnidentifiedImageError is an OSError.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
-
-
-def check_pixels(path: str | Path, width: int, height: int) -> None:
-    """Reject a decompression bomb by the size that the file's header states.
-
-    Args:
-        path: the file, for the message.
-        width: pixels.
-        height: pixels.
-    Raises:
-        UserError: more than `MAX_PIXELS`, or no pixel at all.
-    """
-    if not 0 < width * height <= MAX_PIXELS:
-        raise UserError(
-            f"{path}: an image of {width}x{height} pixels is refused (1 to {MAX_PIXELS} allowed)"
-        )
-
-
-@contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image file, its header read and its size checked; errors inside name the file.
-
-    Args:
-        path: an image in any format that Pillow knows.
-    Yields:
-        The image, not yet decoded.
-    Raises:
-        UserError: missing, empty, truncated, not an image, or a decompression bomb.
-    """
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for, for ever
-        raise UserError(f"{path}: not a regular file")
-    try:
-        with warnings.catch_warnings():
-            # Twice the limit is Pillow's error, the limit itself only its warning: both are ours.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        with image:
-            check_pixels(path, *image.size)
-            yield image
-    except UserError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path}: a decompression bomb is refused: {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable image (damaged or cut short?): {error}") from error
+# Of EXIF orientations: what turns the stored pixels into those that are looked at.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BLOCK_BYTES = 2**26  # of samples that are turned into 8 bits at once
+TRANSPARENT = (
+    "an image with transparent pixels, whose colours nobody sees; lay it on a background, or take "
+    "the colours that are stored with the dataset option alpha=drop"
+)
+Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return an image's (width, height) from its header.
+    """Return an image's (width, height) as it is looked at, from its header.
 
     Raises:
-        UserError: as `opened`.
+        UserError: as `opening.opened`.
     """
-    with opened(path) as image:
-        return image.size
+    with opened(path) as source:
+        return source.header.upright_size
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB; grey, palette and alpha images are converted.
+def read_image(path: str | Path, reading: Reading = PLAIN) -> Image.Image:
+    """Read an image as RGB of 8 bits, turned as it is looked at (EXIF orientation).
 
-    EXIF orientation is applied neither here nor to labels, so that both stay aligned.
+    Grey, palette and CMYK images are converted; of a phone's several pictures (MPO) the first is
+    the photograph.
 
     Args:
-        path: an image file of 8 bits a channel.
+        path: an image file.
+        reading: what the header cannot decide.
     Returns:
         PIL image, mode RGB.
     Raises:
-        UserError: as `opened`, or a grey image of more than 8 bits, which would be clipped.
+        UserError: as `opening.opened`, or what would not be read as it is stored: more than 8 bits
+            a sample, other than 1 or 3 bands, several pages or frames, transparent pixels.
     """
-    with opened(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise UserError(f"{path}: an image of mode {image.mode}; 8 bits a channel expected")
-        return image.convert("RGB")
+    with opened(path) as source:
+        refuse_image(path, source.header, reading)
+        # OpenJPEG needs 12 bytes a pixel and more, others 4
+        share = 0.5 if source.header.format == "JPEG2000" else 1
+        check_pixels(path, *source.header.size, share * reading.max_megapixels)
+        with decoding(path):
+            if _needs_samples(source.header, reading):
+                image = _from_samples(source, (0, 0, *source.header.size), reading)
+            else:
+                image = source.pillow()
+                image.load()  # which turns a TIFF
+                image = _as_rgb(path, image, reading)
+                if source.tiff and image.size == source.header.upright_size:
+                    return image
+            return _upright(image, source.header)
 
 
-def read_label(path: str | Path) -> np.ndarray:
-    """Read the ids of a label image; a palette is ignored, its indices are the ids.
+def read_window(path: str | Path, box: Box, reading: Reading = PLAIN) -> Image.Image:
+    """Read a part of an image as `read_image` does, decoding no more than the format asks for.
+
+    Of a TIFF the strips or tiles that the window touches are decoded, of a PNG the rows down to its
+    lower end. Other formats, turned pictures and chosen bands of a PNG are decoded whole.
 
     Args:
-        path: an 8-bit single-channel file (mode P or L) in a lossless format.
+        path: an image file, which may have more than `max_megapixels` where not all is decoded.
+        box: left, upper, right, lower in pixels of the picture as it is looked at.
+        reading: as for `read_image`.
     Returns:
-        uint8 [H,W], the values stored in the file.
+        PIL image, mode RGB.
     Raises:
-        UserError: as `opened`, or another mode (RGB, RGBA, 16-bit, 1-bit), or a lossy format.
+        UserError: as `read_image`.
+        ValueError: a box that is empty or leaves the picture.
     """
-    with opened(path) as image:
-        if image.mode not in ("P", "L"):
-            raise UserError(
-                f"{path}: a label of mode {image.mode} holds no class ids; "
-                "8-bit greyscale (L) or palette (P) expected"
-            )
-        if image.format in LOSSY:
-            raise UserError(f"{path}: a label in {image.format} has blurred class ids; use PNG")
-        return np.array(image)
+    with opened(path) as source:
+        header = source.header
+        refuse_image(path, header, reading)
+        width, height = header.upright_size
+        if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+            raise ValueError(f"{path}: a window {box} of {width}x{height} pixels")
+        rows_alone = header.format == "PNG" and not source.image.info.get("interlace")
+        rows_alone &= not _needs_samples(header, reading)
+        if header.orientation != 1 or not (source.tiff or rows_alone):
+            return read_image(path, reading).crop(box)
+        inside = (box[2] - box[0], box[3] - box[1]) if source.tiff else (width, box[3])
+        check_pixels(path, *inside, reading.max_megapixels)
+        with decoding(path):
+            if source.tiff and _needs_samples(header, reading):
+                return _from_samples(source, box, reading)
+            part = source.tiff.part(box) if source.tiff else png16.upper_rows(source, box[3])
+            return _as_rgb(path, part if source.tiff else part.crop(box), reading)
 
 
-def read_list(path: str | Path, with_labels: bool) -> list[tuple[int, str, str | None]]:
-    """Read a list of `image` or `image label` lines.
+def refuse_image(path: str | Path, header: Header, reading: Reading) -> None:
+    """Refuse a file whose header says that it would be read as something else.
 
-    Fields are separated by tabs where the line holds a tab, else by spaces: a file name with
-    spaces needs a tab after it. Blank lines and CRLF ends are fine.
+    Raises:
+        UserError: says what the file holds, and the option or the change that helps.
+    """
+    wide, coloured = is_wide(header), header.kind not in ("grey", "RGB")
+    most = max(reading.bands or (0,))
+    reasons = {
+        "several pages or frames; save the one that is meant as a file of its own": header.several,
+        f"{header.fault}; save it as 8-bit RGB": header.fault,
+        "save it as 8-bit RGB": header.kind == "LAB" or (wide and coloured),
+        "say what becomes black and what white with the dataset option value_range=LOW,HIGH, or "
+        "save it with 8 bits": wide and reading.value_range is None,
+        "say which bands are red, green and blue with the dataset option bands=1,2,3, or save it "
+        "as 8-bit RGB": _has_unnamed_bands(header) and (coloured or not reading.bands),
+        f"there is no band {most}": most > (3 if coloured else header.bands),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"{path}: an image of {header}: {reason}")
+
+
+def is_wide(header: Header) -> bool:
+    """Return whether samples are others than unsigned ones of up to 8 bits."""
+    return header.bits > 8 or header.number != "unsigned"
+
+
+def _has_unnamed_bands(header: Header) -> bool:
+    """Return whether there are others than a colour's, and one of alpha."""
+    colours = {"RGB": 3, "CMYK": 4, "YCbCr": 3}.get(header.kind, 1)
+    return header.bands not in (colours, colours + header.alpha)
+
+
+def _needs_samples(header: Header, reading: Reading) -> bool:
+    """Return whether bands or types are to be read that Pillow knows nothing of."""
+    return is_wide(header) or (reading.bands is not None and header.kind in ("grey", "RGB"))
+
+
+def _from_samples(source: Source, box: Box, reading: Reading) -> Image.Image:
+    """Return chosen bands, scaled to 8 bits where they have more, not yet upright."""
+    header, wide = source.header, is_wide(source.header)
+    if header.scaled and (source.tiff or wide):
+        raise UserError(f"{source.path}: an image of {header}, whose white is 0 or is no full one")
+    first = range(1, 2 if header.kind == "grey" else 4)
+    bands = [band - 1 for band in reading.bands or first]
+    check_alpha = header.alpha and not reading.bands and not reading.drop_alpha
+    left, upper, right, lower = box
+    row_bytes = (right - left) * header.bands * -(-header.bits // 8)
+    if (lower - upper) * row_bytes > 4e6 * reading.max_megapixels:  # 4: of RGB in Pillow
+        raise UserError(
+            f"{source.path}: an image of {header} with {right - left}x{lower - upper} pixels is "
+            f"refused: more bytes than {reading.max_megapixels:g} megapixels of 8 bits (dataset "
+            "option max_megapixels)"
+        )
+    pixels = np.empty((lower - upper, right - left, len(bands)), np.uint8)
+    read = [*bands, header.bands - 1] if check_alpha else bands
+    values = None if source.tiff else _pillow_samples(source, read)
+    together = source.tiff.grid.length if source.tiff else 1  # rows that are packed as one
+    step = together * max(1, BLOCK_BYTES // (row_bytes * together))
+    for start in range(upper // step * step, lower, step):
+        row, end = max(start, upper), min(start + step, lower)
+        if values is None:
+            part = source.tiff.samples((left, row, right, end), read)
+        else:
+            part = values[row:end, left:right]
+        if check_alpha:
+            whole = np.iinfo(part.dtype).max if part.dtype.kind in "ui" else 1
+            if header.bands == len(bands) or (part[..., -1] != whole).any():
+                raise UserError(f"{source.path}: {TRANSPARENT}")
+            part = part[..., :-1]
+        part = to_8_bits(part, reading.value_range) if wide else part
+        pixels[row - upper : end - upper] = part
+    return Image.fromarray(np.repeat(pixels, 3, -1) if len(bands) == 1 else pixels)
+
+
+def _pillow_samples(source: Source, bands: Sequence[int]) -> np.ndarray:
+    """Return bands of a whole file that is no TIFF, [H,W,len(bands)]."""
+    header = source.header
+    if header.format == "PNG" and header.bits == 16:
+        return png16.samples(source, bands)
+    if header.bits > 8 and (header.bands > 1 or header.scaled):
+        raise ValueError(f"{header} cannot be read without loss; save it as PNG or TIFF")
+    values = np.asarray(source.pillow())
+    return values[..., None] if values.ndim == 2 else values[..., list(bands)]
+
+
+def to_8_bits(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Return uint8 of the same shape: LOW and below is 0, HIGH and above 255; no number is 0."""
+    low, high = value_range
+    kind = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    scaled = (values.astype(kind) - kind(low)) * kind(255 / (high - low))
+    return np.nan_to_num(scaled, nan=0).clip(0, 255).round().astype(np.uint8)
+
+
+def _as_rgb(path: str | Path, image: Image.Image, reading: Reading) -> Image.Image:
+    """Return a decoded image in RGB, its transparent pixels refused."""
+    if not reading.drop_alpha and not is_opaque(image):
+        raise UserError(f"{path}: {TRANSPARENT}")
+    if image.mode == "La":  # premultiplied by its alpha
+        image = image.convert("LA")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return _choose(np.asarray(rgb), reading.bands) if reading.bands else rgb
+
+
+def _choose(pixels: np.ndarray, bands: Sequence[int]) -> Image.Image:
+    """Return an RGB image of these bands (from 1) of uint8 [H,W,3]."""
+    chosen = pixels[..., [band - 1 for band in bands]]
+    return Image.fromarray(np.repeat(chosen, 3, -1) if len(bands) == 1 else chosen)
+
+
+def _upright(image: Image.Image, header: Header) -> Image.Image:
+    """Return an image as it is looked at."""
+    return image if header.orientation == 1 else image.transpose(UPRIGHT[header.orientation])
+
+
+def read_label(
+    path: str | Path,
+    table: LabelTable = NO_TABLE,
+    reading: LabelReading = PLAIN_LABEL,
+) -> np.ndarray:
+    """Read the ids of a label image, a PNG's checksums verified.
+
+    The ids are the values of 1 or 8 bits of grey, the indices of a palette, or stand in the table
+    beside the colours of an RGB image.
 
     Args:
-        path: text file in UTF-8.
-        with_labels: whether every line must name a label.
+        path: a file in a lossless format.
+        table: of the classes; without one, colours are refused.
+        reading: how.
     Returns:
-        (line number, image, label or None) per entry, paths as written, relative to the data root.
+        uint8 [H,W]; uint16 where `reading` allows 16 bits and the file has them.
     Raises:
-        UserError: unreadable or empty list; a line with a missing or surplus field, with a path
-            that leaves the root, or with an image that was listed before.
+        UserError: as `opening.opened`, or pixels that are no ids (see `labels`).
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this list: {error}") from error
-    entries, first_line = [], {}
-    for number, line in enumerate(lines, start=1):
-        fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
-        fields = [field for field in fields if field]
-        if not fields:
-            continue
-        where = f"{path}, line {number}"
-        if len(fields) > 2:
-            raise UserError(
-                f"{where}: {len(fields)} fields, `image` or `image label` expected "
-                "(names with spaces are separated by a tab)"
-            )
-        if with_labels and len(fields) == 1:
-            raise UserError(f"{where}: no label beside {fields[0]!r}; `image label` expected")
-        for field in fields:
-            if PurePosixPath(field).is_absolute() or ".." in PurePosixPath(field).parts:
-                raise UserError(f"{where}: {field!r} leaves the data folder; relative paths only")
-        image = str(PurePosixPath(fields[0]))
-        if image in first_line:
-            raise UserError(f"{where}: {image!r} stands already in line {first_line[image]}")
-        first_line[image] = number
-        entries.append((number, image, str(PurePosixPath(fields[1])) if with_labels else None))
-    if not entries:
-        raise UserError(f"{path}: this list is empty")
-    return entries
+    content = read_regular(path)
+    if content.startswith(png16.SIGNATURE):
+        png16.check_chunks(path, content)
+    with opened(path, content) as source:
+        refuse_label(path, source.header)
+        check_pixels(path, *source.header.size, reading.max_megapixels)
+        with decoding(path):
+            image = source.pillow()
+            image.load()
+            return ids_of(path, image, source.header, table, reading)
 
 
 def colourise(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
@@ -179,7 +279,8 @@ def write_label_png(
 ) -> None:
     """Write ids as an 8-bit PNG, with colours to look at where a palette is given.
 
-    The file appears under its name only when it is complete.
+    The file appears under its name only when it is complete. It says that we wrote it, so that a
+    palette of greys is known to be there to be looked at.
 
     Args:
         path: the PNG to write; its folder is made where missing.
@@ -190,7 +291,8 @@ def write_label_png(
     """
     if label.dtype != np.uint8 or label.ndim != 2:
         raise TypeError(f"label must be uint8 [H,W], got {label.dtype} {list(label.shape)}")
-    image = Image.fromarray(label)
+    image, about = Image.fromarray(label), PngInfo()
+    about.add_text(*MARK)
     if palette is not None:
         image.putpalette(full_palette(palette).tobytes())
     path = Path(path)
@@ -199,7 +301,7 @@ def write_label_png(
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                image.save(file, format="PNG")
+                image.save(file, format="PNG", pnginfo=about)
             os.chmod(temporary, 0o644)  # mkstemp's files are private; pictures are to be shared
             os.replace(temporary, path)
         except BaseException:
@@ -214,3 +316,10 @@ def full_palette(palette: Sequence[Sequence[int]]) -> np.ndarray:
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     return table
+
+
+def why_turned(path: str | Path) -> str:
+    """Return what to add to a message about an image's size, where the image is a turned one."""
+    with opened(path) as source:
+        turned = source.header.orientation
+    return "" if turned == 1 else f" (turned by its EXIF orientation {turned})"

@@ -1,10 +1,11 @@
 """People's own data: images, labels and a small table of classes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from datasets.base import IGNORE, Row, SegmentationDataset
+from datasets.base import IGNORE, MAX_CLASSES, Row, SegmentationDataset
+from datasets.text import read_json, shorten
+from datasets.walk import split_ending
 from engine.errors import UserError
 
 
@@ -13,7 +14,9 @@ class Folder(SegmentationDataset):
 
     The table is a list of {"id": 0, "name": "road", "color": [128, 64, 128]}, where id is the
     value in the label files and train ids follow the order of the list; or an object
-    {"classes": [that list], "ignore": [ids that are not trained or scored]}. 255 is always ignored.
+    {"classes": [that list], "ignore": [ids that are not trained or scored]}. 255 is ignored unless
+    a table with "ignore" gives it to a class. Labels may hold the colours instead of the ids; an
+    ignored id has one as {"id": 4, "color": [0, 0, 0]}. 2 to 254 classes.
 
     A split is the subfolder of that name in images/ and labels/. Without any such subfolder,
     `train` stands for everything.
@@ -34,16 +37,18 @@ class Folder(SegmentationDataset):
     def find(self) -> list[tuple[str, str | None]]:
         divided = any((self.root / "images" / split).is_dir() for split in self.splits)
         folder = "images" if self.split == "train" and not divided else f"images/{self.split}"
-        pairs, image_of = [], {}
-        for path in self.walk_images(folder):
-            label = "labels" / path.relative_to("images").with_suffix(".png")
-            if label in image_of:
-                raise UserError(
-                    f"{self.root / path}: has the same label as {self.root / image_of[label]}"
-                )
-            image_of[label] = path
-            pairs.append((path.as_posix(), label.as_posix()))
-        return self.pair_up(pairs)
+        return self.pair_up(self.walk_images(folder, deep=True))
+
+    def image_folders(self) -> list[str]:
+        return [f"images/{self.split}", "images"]
+
+    def label_of(self, image: str) -> str:
+        if not image.startswith("images/"):
+            raise UserError(
+                f"{self.root / image}: only images in {self.root / 'images'} have their label in a "
+                "place that is known; write `image label` lines"
+            )
+        return f"labels/{split_ending(image)[0].removeprefix('images/')}.png"
 
 
 def read_class_table(path: Path) -> tuple[Row, ...]:
@@ -54,47 +59,77 @@ def read_class_table(path: Path) -> tuple[Row, ...]:
     Returns:
         One row per class in the order of the file, then one per ignored id.
     Raises:
-        UserError: unreadable file, a row with a missing or wrong field, an id that occurs twice.
+        UserError: unreadable file, a row with a missing or wrong field, an id that occurs twice,
+            fewer than two classes or more than `MAX_CLASSES`.
     """
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read this class table: {error}") from error
+    table = read_json(path, object, "class table")
     if isinstance(table, list):
         table = {"classes": table}
-    if not isinstance(table, dict) or not table.get("classes"):
-        raise UserError(f"{path}: a list of classes expected")
+    classes = table.get("classes") if isinstance(table, dict) else None
+    if not isinstance(classes, list) or not classes:
+        raise UserError(f"{path}: a list of classes expected, got {shorten(table)}")
     if surplus := table.keys() - {"classes", "ignore"}:
         raise UserError(f"{path}: unknown {sorted(surplus)}; classes and ignore are allowed")
-    rows = [class_row(path, i, entry) for i, entry in enumerate(table["classes"])]
-    ignored = [i for i in table.get("ignore", []) if i != IGNORE]
-    if not all(is_octet(i) for i in ignored):
-        raise UserError(f"{path}: ignore must list ids in 0..255, got {ignored}")
-    rows += [Row(i, IGNORE, "ignored", (0, 0, 0)) for i in ignored]
-    ids, names = [row.id for row in rows], [row.name for row in rows[: len(table["classes"])]]
+    says_ignored = "ignore" in table  # then 255 may be a class
+    rows = [class_row(path, i, entry, says_ignored) for i, entry in enumerate(classes)]
+    if not 2 <= len(rows) <= MAX_CLASSES:
+        few = "list the background as a class too" if len(rows) == 1 else "train ids are bytes"
+        raise UserError(f"{path}: 2 to {MAX_CLASSES} classes allowed, got {len(rows)}: {few}")
+    ignored = table.get("ignore", [])
+    if not isinstance(ignored, list):
+        raise UserError(f"{path}: ignore must list ids in 0..255, got {shorten(ignored)}")
+    rows += [ignored_row(path, entry) for entry in ignored]
+    ids, names = [row.id for row in rows], [row.name for row in rows[: len(classes)]]
     for values, what in ((ids, "id"), (names, "name")):
         if twice := sorted({value for value in values if values.count(value) > 1}):
             raise UserError(f"{path}: {what} {twice[0]!r} occurs twice")
     return tuple(rows)
 
 
-def class_row(path: Path, train_id: int, entry: Any) -> Row:
-    """Check one entry of the table."""
+def class_row(path: Path, train_id: int, entry: Any, says_ignored: bool) -> Row:
+    """Check one entry of the table's classes.
+
+    Args:
+        path: for messages.
+        train_id: its place in the list.
+        entry: as it was read.
+        says_ignored: whether the table lists what is ignored, so that 255 may be an id.
+    """
     fits = (
         isinstance(entry, dict)
         and is_octet(entry.get("id"))
-        and entry["id"] != IGNORE
+        and (entry["id"] != IGNORE or says_ignored)
         and isinstance(entry.get("name"), str)
-        and isinstance(entry.get("color"), list)
-        and len(entry["color"]) == 3
-        and all(is_octet(value) for value in entry["color"])
+        and is_colour(entry.get("color"))
     )
     if not fits:
         raise UserError(
-            f"{path}: class {train_id} is {json.dumps(entry)}; expected "
-            '{"id": 0..254, "name": "...", "color": [r, g, b]}'
+            f"{path}: class {train_id} is {shorten(entry, 200)}; expected "
+            '{"id": 0..254, "name": "...", "color": [r, g, b]} (id 255 only where "ignore" lists '
+            "what is ignored)"
         )
     return Row(entry["id"], train_id, entry["name"], tuple(entry["color"]))
+
+
+def ignored_row(path: Path, entry: Any) -> Row:
+    """Check one entry of the ignored ids: an id, or an object of id and colour."""
+    given = {"id": entry} if not isinstance(entry, dict) else entry
+    if (
+        not is_octet(given.get("id"))
+        or given.keys() - {"id", "name", "color"}
+        or not is_colour(given.get("color", [0, 0, 0]))
+    ):
+        raise UserError(
+            f"{path}: ignore must list ids in 0..255, got {shorten(entry)}; "
+            'with a colour: {"id": 0, "color": [r, g, b]}'
+        )
+    colour = tuple(given["color"]) if "color" in given else None
+    return Row(given["id"], IGNORE, "ignored", colour)
+
+
+def is_colour(value: Any) -> bool:
+    """Return whether this is a list of red, green and blue in 0..255."""
+    return isinstance(value, list) and len(value) == 3 and all(map(is_octet, value))
 
 
 def is_octet(value: Any) -> bool:

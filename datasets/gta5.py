@@ -1,5 +1,7 @@
 """GTA5: rendered streets with the classes of Cityscapes."""
 
+from pathlib import PurePosixPath
+
 from datasets.base import IGNORE
 from datasets.cityscapes import ROWS, CityscapesClasses
 
@@ -18,5 +20,10 @@ class GTA5(CityscapesClasses):
     raw_to_train = {row.id: row.train_id for row in ROWS} | {34: IGNORE}
 
     def find(self) -> list[tuple[str, str | None]]:
-        images = self.walk("images", "*.png")
-        return self.pair_up([(path.as_posix(), f"labels/{path.name}") for path in images])
+        return self.pair_up(self.walk_images("images"))
+
+    def image_folders(self) -> list[str]:
+        return ["images"]
+
+    def label_of(self, image: str) -> str:
+        return f"labels/{PurePosixPath(image).stem}.png"

@@ -1,5 +1,6 @@
 """LoveDA: land cover from the air, with an urban and a rural domain."""
 
+from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from datasets.base import IGNORE, Row, SegmentationDataset
@@ -35,9 +36,11 @@ class LoveDA(SegmentationDataset):
 
     def find(self) -> list[tuple[str, str | None]]:
         domain = self.option["domain"]
-        pairs = []
+        images = []
         for folder in ("Rural", "Urban") if domain == "both" else (domain.capitalize(),):
-            for path in self.walk(f"{self.split.capitalize()}/{folder}/images_png", "*.png"):
-                label = path.parent.parent / "masks_png" / path.name
-                pairs.append((path.as_posix(), label.as_posix()))
-        return self.pair_up(pairs)
+            images += self.walk_images(f"{self.split.capitalize()}/{folder}/images_png")
+        return self.pair_up(images)
+
+    def label_of(self, image: str) -> str:
+        path = PurePosixPath(image)
+        return f"{path.parent.parent}/masks_png/{path.stem}.png"

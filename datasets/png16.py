@@ -1,115 +1,117 @@
-"""Read one channel of a 16-bit RGB PNG, which Pillow cannot: it drops the low byte."""
+"""PNG files as their bytes say: checksums, and samples of 16 bits, whose low byte Pillow drops."""
 
+import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from datasets.files import check_pixels
+from datasets.opening import Source, check_pixels, decoding, opened, read_regular
 from engine.errors import UserError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-CHANNELS = {2: 3, 6: 4}  # colour type -> samples per pixel, of RGB and RGBA
 
 
-def read_channel(path: str | Path, channel: int = 0) -> np.ndarray:
-    """Read one channel of a 16-bit RGB or RGBA PNG without interlacing.
+def check_chunks(path: str | Path, content: bytes) -> None:
+    """Check the checksum of every chunk of a PNG up to its last.
+
+    Pillow looks at none of the pixels' chunks: of a damaged one it may read other values.
+
+    Raises:
+        UserError: a wrong checksum, a file that is cut short, or no PNG.
+    """
+    if not content.startswith(SIGNATURE):
+        raise UserError(f"{path}: not a PNG file")
+    view, start, name = memoryview(content), len(SIGNATURE), b""
+    while name != b"IEND":
+        try:
+            length, name = struct.unpack_from(">I4s", content, start)
+            (checksum,) = struct.unpack_from(">I", content, start + 8 + length)
+        except struct.error as error:
+            raise UserError(f"{path}: a PNG cut short, or a damaged one") from error
+        if zlib.crc32(view[start + 4 : start + 8 + length]) != checksum:
+            raise UserError(f"{path}: a damaged PNG: wrong checksum of chunk {name!r}")
+        start += 12 + length
+
+
+def read_channel(path: str | Path, channel: int = 0, **limit: float) -> np.ndarray:
+    """Read one channel of a 16-bit RGB or RGBA PNG, its checksums verified.
 
     Args:
         path: the PNG file.
         channel: 0 red, 1 green, 2 blue.
+        **limit: `max_megapixels`, see `check_pixels`.
     Returns:
         uint16 [H,W].
     Raises:
-        UserError: missing, damaged or cut short, no PNG, another kind of PNG, or a decompression
-            bomb.
-    Source: PNG specification (W3C, second edition), sections 5 (chunks) and 9 (filters).
+        UserError: missing, damaged or cut short, another kind of file, or too large.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read this file: {error}") from error
-    try:
-        return decode(path, content, channel)
-    except (zlib.error, struct.error) as error:
-        raise UserError(f"{path}: a damaged PNG: {error}") from error
+    content = read_regular(path)
+    check_chunks(path, content)
+    with opened(path, content) as source:
+        header = source.header
+        if header.format != "PNG" or header.bits != 16 or header.bands < 3:
+            raise UserError(
+                f"{path}: a 16-bit RGB PNG of class ids expected, got {header.bits} bits ({header})"
+            )
+        check_pixels(path, *header.size, **limit)
+        return samples(source, [channel])[..., 0]
 
 
-def decode(path: str | Path, content: bytes, channel: int) -> np.ndarray:
-    """Decode the file's content; see `read_channel`."""
-    header, packed = b"", []
-    for kind, data in chunks(path, content):
-        if kind == b"IHDR":
-            header = data
-        elif kind == b"IDAT":
-            packed.append(data)
-    width, height, bits, colour_type, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    if bits != 16 or colour_type not in CHANNELS or interlaced:
-        raise UserError(
-            f"{path}: a 16-bit RGB PNG without interlacing expected, got {bits} bits, "
-            f"colour type {colour_type}, interlacing {interlaced}"
-        )
-    check_pixels(path, width, height)
-    bytes_per_pixel = 2 * CHANNELS[colour_type]
-    row_bytes = 1 + width * bytes_per_pixel
-    # Never more than the header promises, whatever the stream would inflate to.
-    data = zlib.decompressobj().decompress(b"".join(packed), height * row_bytes)
-    if len(data) < height * row_bytes:
-        raise UserError(f"{path}: a PNG cut short: {len(data)} of {height * row_bytes} bytes")
-    rows = np.frombuffer(data, np.uint8).reshape(height, row_bytes)
-    filters, pixels = rows[:, 0], rows[:, 1:].reshape(height, width, bytes_per_pixel)
-    if filters.max() > 4:
-        raise UserError(f"{path}: a damaged PNG: row filter {filters.max()}")
-    # Filters work on each byte of a pixel alone, so the other channels need no decoding.
-    high, low = np.moveaxis(unfilter(filters, pixels[..., 2 * channel : 2 * channel + 2]), -1, 0)
-    return high.astype(np.uint16) << 8 | low
+def samples(source: Source, bands: Sequence[int]) -> np.ndarray:
+    """Return bands of a PNG of 16 bits a sample, orientation not applied.
 
-
-def chunks(path: str | Path, content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (type, data) of a PNG's chunks up to its end, with their checksums verified."""
-    if not content.startswith(SIGNATURE):
-        raise UserError(f"{path}: not a PNG file")
-    start = len(SIGNATURE)
-    while True:
-        length, kind = struct.unpack_from(">I4s", content, start)
-        data = content[start + 8 : start + 8 + length]
-        (checksum,) = struct.unpack_from(">I", content, start + 8 + length)
-        if zlib.crc32(kind + data) != checksum:
-            raise UserError(f"{path}: a damaged PNG: wrong checksum of chunk {kind!r}")
-        if kind == b"IEND":
-            return
-        yield kind, data
-        start += 12 + length
-
-
-def unfilter(filters: np.ndarray, filtered: np.ndarray) -> np.ndarray:
-    """Undo the row filters, along diagonals.
-
-    A pixel depends on its neighbours to the left, above, and above left, so all pixels of one
-    diagonal (row + column = constant) can be computed together, whatever their rows' filters.
+    Pillow unpacks 16-bit colours by their first byte, which is the high one. Told that the low byte
+    comes first, it yields that one; so the file is decoded twice, and in C.
 
     Args:
-        filters: uint8 [H], 0 none, 1 sub, 2 up, 3 average, 4 Paeth.
-        filtered: uint8 [H,W,B].
+        source: the open file.
+        bands: which, from 0.
     Returns:
-        uint8 [H,W,B].
+        uint16 [H,W,len(bands)].
+    Raises:
+        UserError: damaged or cut short.
+    Source: PNG specification (W3C, second edition), section 7.1: the high byte comes first.
     """
-    height, width, depth = filtered.shape
-    row, column = np.mgrid[:height, :width]
-    # [diagonal + 2, row + 1]: two diagonals and one row of zeros stand for what lies outside.
-    skewed = np.zeros((height + width + 1, height + 1, depth), np.int16)
-    skewed[row + column + 2, row + 1] = filtered
-    is_sub, is_up, is_average, is_paeth = (filters[:, None] == kind for kind in (1, 2, 3, 4))
-    for diagonal in range(2, height + width + 1):
-        left, above = skewed[diagonal - 1, 1:], skewed[diagonal - 1, :-1]
-        corner = skewed[diagonal - 2, :-1]
-        to_left, to_above = np.abs(above - corner), np.abs(left - corner)
-        to_corner = np.abs(left + above - 2 * corner)
-        nearest = np.where(to_above <= to_corner, above, corner)
-        paeth = np.where((to_left <= to_above) & (to_left <= to_corner), left, nearest)
-        now = skewed[diagonal, 1:]
-        now += is_sub * left + is_up * above + is_average * (left + above >> 1) + is_paeth * paeth
-        now &= 255
-    return skewed[row + column + 2, row + 1].astype(np.uint8)
+    with decoding(source.path):
+        if source.header.bands == 1:
+            return np.asarray(_decoded(source, "I;16", "I;16B")).astype(np.uint16)[..., None]
+        if source.header.bands == 2:  # four bytes a pixel, like RGBA of 8 bits
+            pairs = np.asarray(_decoded(source, "RGBA", "RGBA")).astype(np.uint16)
+            return (pairs[..., ::2] << 8 | pairs[..., 1::2])[..., list(bands)]
+        mode = {3: "RGB", 4: "RGBA"}[source.header.bands]
+        values = None
+        for order in ("B", "L"):
+            image = _decoded(source, mode, f"{mode};16{order}")
+            part = np.stack([np.asarray(image.getchannel(band)) for band in bands], -1)
+            values = part.astype(np.uint16) << 8 if values is None else values | part
+        return values
+
+
+def _decoded(source: Source, mode: str, raw_mode: str) -> Image.Image:
+    """Return the image with its bytes unpacked in a mode of ours."""
+    source.file.seek(0)
+    image = Image.open(source.file, formats=("PNG",))
+    image._mode = mode
+    image.tile = [image.tile[0]._replace(args=raw_mode)]
+    image.load()
+    return image
+
+
+def upper_rows(source: Source, rows: int) -> Image.Image:
+    """Return a PNG's first rows, which are all that is decoded.
+
+    Args:
+        source: the open file, not interlaced.
+        rows: of pixels.
+    """
+    source.file.seek(0)
+    content = bytearray(source.file.read())
+    content[20:24] = struct.pack(">I", rows)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    image = Image.open(io.BytesIO(bytes(content)), formats=("PNG",))
+    image.load()
+    return image

@@ -1,6 +1,5 @@
 """Target images with the labels that pseudo_label.py wrote for them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.utils.data import Dataset
 
 from datasets import files
 from datasets.base import SegmentationDataset
+from datasets.text import read_json
 from engine.errors import UserError
 
 
@@ -60,9 +60,9 @@ def check_classes(path: Path, class_names: list[str]) -> None:
         UserError: they are not, or the file does not say.
     """
     try:
-        classes = json.loads(path.read_text())["classes"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not what pseudo_label.py writes: {error!r}") from error
+        classes = read_json(path, {"classes": [str], ...: object})["classes"]
+    except UserError as error:
+        raise UserError(f"{path}: not what pseudo_label.py writes: {error}") from error
     if classes != class_names:
-        theirs = ", ".join(map(str, classes))
+        theirs = ", ".join(classes)
         raise UserError(f"{path}: labels of other classes: {theirs}, not {', '.join(class_names)}")

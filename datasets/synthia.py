@@ -4,11 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import files
 from datasets.base import IGNORE
 from datasets.cityscapes import CityscapesClasses
 from datasets.png16 import read_channel
-from engine.errors import UserError
 
 
 class Synthia(CityscapesClasses):
@@ -47,14 +45,16 @@ class Synthia(CityscapesClasses):
     }
 
     def find(self) -> list[tuple[str, str | None]]:
-        images = self.walk("RGB", "*.png")
-        return self.pair_up([(path.as_posix(), f"GT/LABELS/{path.name}") for path in images])
+        return self.pair_up(self.walk_images("RGB"))
+
+    def image_folders(self) -> list[str]:
+        return ["RGB"]
+
+    def label_of(self, image: str) -> str:
+        return f"GT/LABELS/{Path(image).stem}.png"
 
     def read_ids(self, path: Path) -> np.ndarray:
         """Read the red channel; labels of train ids (pseudo labels) are plain 8-bit files."""
         if self.option["label_kind"] == "trainIds":
-            return files.read_label(path)
-        ids = read_channel(path)
-        if ids.max() > 255:
-            raise UserError(f"{path}: label values outside the class table: {ids.max()}")
-        return ids
+            return super().read_ids(path)
+        return read_channel(path, max_megapixels=self.label_reading.max_megapixels)

@@ -100,12 +100,24 @@ def test_a_changed_file_is_noticed(gta5: Path, tmp_path: Path):
     assert not after["label"].any()  # road
 
 
+def test_a_changed_colour_of_a_class_is_noticed(tmp_path: Path):
+    """Labels may be read by their colours."""
+    root = fakedata.make_folder(tmp_path / "own")
+    names = set()
+    table = (root / "classes.json").read_text()
+    for red in (60, 61):
+        (root / "classes.json").write_text(table.replace('"color": [60,', f'"color": [{red},'))
+        dataset = build_dataset("folder", root, split="train", cache_dir=tmp_path / "cache")
+        names.add(dataset.path.name)
+    assert len(names) == 2
+
+
 def test_drawn_datasets_are_not_cached(tmp_path: Path):
     build_dataset("streets", None, split="val", num_images=2, cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("harm", ["bit", "tail", "all"])
+@pytest.mark.parametrize("harm", ["bit", "tail", "all", "cut short"])
 def test_what_is_damaged_is_decoded_and_written_again(gta5, tmp_path, undecoded, harm: str):
     plain, cached = list(opened(gta5, None)), opened(gta5, tmp_path / "cache")
     assert_same(cached, plain)
@@ -113,10 +125,12 @@ def test_what_is_damaged_is_decoded_and_written_again(gta5, tmp_path, undecoded,
     with cached.path.open("r+b") as file:
         if harm == "bit":
             file.seek(start + 100)
-            file.write(bytes([255 - cached.bytes[start + 100]]))
+            file.write(bytes([255 - cached.read(start + 100, 1)[0]]))
         elif harm == "tail":  # the rest of the sample was never written, its checksum was
             file.seek(start + 1000)
             file.write(bytes(stop - start - 1000))
+        elif harm == "cut short":  # by somebody else; read through a map it would end the process
+            file.truncate(start + 1000)
         else:
             file.write(bytes(cached.starts[-1]))
     assert_same(cached, plain)
