@@ -15,6 +15,7 @@ from datasets.statistics import class_counts
 from datasets.text import Either, read_json, read_list
 from datasets.walk import Partners, walk_files
 from engine.errors import UserError
+from engine.values import Loading
 
 NFC, NFD = (unicodedata.normalize(form, "Zürich_é") for form in ("NFC", "NFD"))
 
@@ -359,7 +360,7 @@ def test_facts_are_what_the_folder_holds(tmp_path: Path):
     Image.fromarray(np.full((2, 2), 10, np.uint8)).save(root / "labels/a.png")
     (root / "labels/c.png").write_bytes((root / "labels/b.png").read_bytes())
     dataset = opened(root)
-    (found,) = facts.dataset_facts(dataset, class_counts(dataset, tmp_path, num_workers=0))
+    (found,) = facts.dataset_facts(dataset, class_counts(dataset, tmp_path, Loading()))
     assert found == facts.Facts(
         name="folder train",
         images=4,
