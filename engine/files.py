@@ -1,7 +1,9 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 from engine.errors import UserError
 
+UNFINISHED = ".segshift-"  # how files begin that are not whole yet: nobody else's do
 UMASK = os.umask(0)
 os.umask(UMASK)  # there is no other way to read it
 
@@ -30,7 +33,7 @@ def whole(
         keep: what the old file is called afterwards; at every moment one of the two is whole.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=".tmp")
     try:
         with os.fdopen(handle, mode) as file:
             os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are private
@@ -46,10 +49,55 @@ def whole(
         raise
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file of ours; never through a link.
+
+    Raises:
+        UserError: the file is a link, another user's, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise UserError(f"{path} is a link or no file: remove it")
+            file.write(line.encode() + b"\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def digest(content: bytes) -> str:
+    """Return 16 hexadecimal digits that tell contents apart."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def file_digest(path: str | Path) -> str:
+    """Return 16 hexadecimal digits that tell the contents of files apart.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return found.hexdigest()[:16]
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with whole(path, "w", sync=False) as file:
-        file.write(text)
+    """Write a text file (UTF-8) whole or not at all.
+
+    Raises:
+        UserError: it cannot be written; names it.
+    """
+    try:
+        with whole(path, sync=False) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def save_tensors(value: dict, path: str | Path, keep: Path | None = None) -> None:

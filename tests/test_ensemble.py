@@ -398,7 +398,7 @@ def test_a_killed_vote_leaves_the_old_file(tmp_path):
     save.write_text("of before")
     words = [sys.executable, "ensemble.py", "--csv", *paths, "--save", save]
     running = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not any(path.stat().st_size for path in tmp_path.glob(".vote.csv.*.tmp")):
+    while not any(path.stat().st_size for path in tmp_path.glob(".segshift-*.tmp")):
         assert running.poll() is None
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
