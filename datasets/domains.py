@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from datasets import open_images, open_pseudo_labelled
 from datasets.loading import join_datasets, step_batches
-from datasets.order import RareClasses
+from datasets.statistics import NOTHING_KNOWN, Statistics
 from engine.errors import UserError
 from engine.seeds import seed_for
 from engine.values import Images, Loading
@@ -24,6 +24,7 @@ class Domains:
         val: of the target, labelled, labels in their own size.
         labelled: target images whose labels may be used.
         pseudo: target images with pseudo labels.
+        known: of the source's labels.
     """
 
     source: Dataset
@@ -31,6 +32,14 @@ class Domains:
     val: Dataset
     labelled: Dataset | None = None
     pseudo: Dataset | None = None
+    known: Statistics = NOTHING_KNOWN
+
+    @property
+    def named(self) -> dict[str, Dataset]:
+        """The datasets that are there, by what they are called to people."""
+        names = {"source": self.source, "target": self.target, "labelled target": self.labelled}
+        names |= {"pseudo-labelled target": self.pseudo, "validation": self.val}
+        return {name: dataset for name, dataset in names.items() if dataset is not None}
 
     @property
     def there(self) -> set[str]:
@@ -46,7 +55,6 @@ class Domains:
         starts: tuple[int, int],
         device: torch.device,
         loading: Loading,
-        rare_classes: RareClasses | None,
     ) -> dict[str, Iterator[dict]]:
         """Return endless batches of the source and of `domains`, by name; see `step_batches`.
 
@@ -57,7 +65,6 @@ class Domains:
                 all hold the same images, a step should not draw them twice.
             starts: number of the first batch of the source, and of the others.
             device, loading: see `step_batches`.
-            rare_classes: of the source.
         """
         how = {"device": device, "loading": loading}
         batches = {
@@ -66,7 +73,7 @@ class Domains:
                 batch_size,
                 seed=seed,
                 start=starts[0],
-                rare_classes=rare_classes,
+                rare_classes=self.known.rare_classes,
                 **how,
             )
         }

@@ -1,6 +1,7 @@
 """What a dataset holds, to be said before the first step: used, left out, missing, ignored."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +57,17 @@ class Facts(NamedTuple):
         if self.ignored is not None:
             parts.append(f"{100 * self.ignored:.1f} % of the pixels ignored")
         return f"{self.name}: {'; '.join(parts)}"
+
+
+def say_facts(datasets: Mapping[str, tuple[Dataset, torch.Tensor | None]]) -> None:
+    """Print a line for each dataset, by process 0.
+
+    Args:
+        datasets: name -> dataset and the counts of its classes; see `dataset_facts`.
+    """
+    for name, (dataset, counts) in datasets.items():
+        for facts in dataset_facts(dataset, counts):
+            print(f"{name} images: {facts.line()}", flush=True)
 
 
 def dataset_facts(dataset: Dataset, counts: torch.Tensor | None = None) -> list[Facts]:

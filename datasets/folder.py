@@ -23,6 +23,7 @@ class Folder(SegmentationDataset):
     """
 
     name = "folder"
+    own_table = True
     splits = ("train", "val", "test")
     layout = (
         "ROOT/images/SPLIT/* with labels of the same stem in ROOT/labels/SPLIT/*.png (or, for "

@@ -31,6 +31,11 @@ class WithConfidence(Dataset):
             if not (folder / label).is_file():
                 raise UserError(f"{folder / label}: no such confidence, of label {label}")
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked of an object that is not initialised yet, by copy
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
     def __len__(self) -> int:
         return len(self.dataset)
 

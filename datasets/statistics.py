@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from tqdm import tqdm
 
 from datasets.cache import fingerprint
+from datasets.facts import SAMPLE
 from datasets.loading import make_loader
 from datasets.order import RareClasses
 from engine.errors import UserError
@@ -57,6 +59,23 @@ def class_counts(dataset: Dataset, folder: str | Path, loading: Loading) -> torc
     return counts
 
 
+class Statistics(NamedTuple):
+    """What is known of the labels that a network is trained on.
+
+    Attributes:
+        counts: of `class_counts`; None where nothing needs them.
+        class_weight: of `class_weights`, None if it is not wanted.
+        rare_classes: how rare classes are drawn, None if it is not wanted.
+    """
+
+    counts: torch.Tensor | None = None
+    class_weight: torch.Tensor | None = None
+    rare_classes: RareClasses | None = None
+
+
+NOTHING_KNOWN = Statistics()
+
+
 def class_statistics(
     dataset: Dataset,
     folder: str | Path,
@@ -65,23 +84,49 @@ def class_statistics(
     balance: bool,
     temperature: float | None,
     loading: Loading,
-) -> tuple[torch.Tensor | None, RareClasses | None]:
-    """Return what training takes from the frequencies of classes; counts only if it takes any.
+    allow_missing: bool = False,
+) -> Statistics:
+    """Return what training takes from the frequencies of classes.
+
+    Labels are counted if it takes anything, and where people wrote the class table themselves.
 
     Args:
         dataset, folder, loading: see `class_counts`.
         size: W, H of the labels.
         balance: whether the loss weighs the classes.
         temperature: of the sampling of rare classes; None for none.
+        allow_missing: whether a class of people's own table may be in no label.
 
-    Returns:
-        `class_weights` and `RareClasses`, each None if it is not wanted.
+    Raises:
+        UserError: as `class_counts`; a class that no label holds.
     """
-    if not balance and temperature is None:
-        return None, None
+    parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
+    # pseudo labels may well lack a class
+    own = [p for p in parts if p.own_table and p.option["label_kind"] == "labelIds"]
+    if not (balance or temperature is not None or own):
+        return NOTHING_KNOWN
     counts = class_counts(dataset, folder, loading)
+    if own and not allow_missing:
+        _refuse_missing(dataset, own, counts)
     weight = class_weights(counts) if balance else None
-    return weight, None if temperature is None else RareClasses(counts, size, temperature)
+    rare = None if temperature is None else RareClasses(counts, size, temperature)
+    return Statistics(counts, weight, rare)
+
+
+def _refuse_missing(dataset: Dataset, parts: list[Dataset], counts: torch.Tensor) -> None:
+    """Raise UserError if a class of people's own table is in no label; say what the files hold."""
+    missing = [c for c, count in enumerate(counts.sum(0).tolist()) if count == 0]
+    if not missing:
+        return
+    part, ids = parts[0], set()
+    for index in range(min(len(part), SAMPLE)):
+        ids.update(np.unique(part.read_ids(part.paths(index)[1])).tolist())
+    names = ", ".join(f"{dataset.class_names[c]} (id {part.train_to_raw[c]})" for c in missing)
+    holding = f"the first {SAMPLE} labels" if len(part) > SAMPLE else "the labels"
+    raise UserError(
+        f"{part.root}: no training label holds {names}; {holding} hold the ids "
+        f"{', '.join(map(str, sorted(ids)))}: mend the class table, or give --allow-missing-classes"
+    )
 
 
 def class_weights(counts: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 from torch.utils.data import Dataset
 
 from datasets import colourise
+from inference.predictor import Predictor
 
 _GAP, _TITLE = 4, 20  # pixels
 
@@ -76,6 +79,13 @@ def picture(
             sheet.paste(panel, (column * cell_w, _TITLE + row * cell_h))
     _legend(draw, dataset, sheet.width, sheet.height - _TITLE, font)
     return sheet
+
+
+def validation_picture(network: nn.Module, dataset: Dataset, precision: str) -> np.ndarray:
+    """Draw `picture` of a network in the middle of its training, uint8 [H,W,3]."""
+    drawn = picture({"prediction": Predictor(network.eval(), precision)}, dataset)
+    network.train()
+    return np.asarray(drawn)
 
 
 def _legend(draw: ImageDraw.ImageDraw, dataset: Dataset, width: int, top: int, font) -> None:
