@@ -25,6 +25,7 @@ import torch
 import methods
 import models
 from datasets.domains import Domains, open_domains
+from datasets.facts import say_facts
 from datasets.loading import make_loader
 from datasets.statistics import class_statistics
 from engine.device import autocast, pick_device, pick_precision
@@ -36,6 +37,7 @@ from inference.predictor import Predictor
 from methods import Adapting, Seen, Setting
 from models import MODELS
 from training.augment import AUGMENTATIONS, Augment
+from training.identity import identify
 from training.run import Run, describe, make_folder, say
 from training.student import Student
 from training.teacher import Teacher
@@ -82,11 +84,13 @@ def main(args) -> None:
     """Adapt, train the baseline if asked for, then compare."""
     make_folder(args.snapshot_dir)
     data = open_data(args)
-    network, score = train(args, data, args.method, args.snapshot_dir)
+    several = " (run 1 of 2)" if args.baseline else ""
+    network, score = train(args, data, args.method, args.snapshot_dir, f"adapted{several}")
     results, networks = {"adapted": score}, {"adapted": network}
     if args.baseline:  # after the methods, so that a mistake in their options shows at once
         alone = replace(data, labelled=None, pseudo=None)
-        network, score = train(args, alone, ["none"], f"{args.snapshot_dir}/source")
+        folder = f"{args.snapshot_dir}/source"
+        network, score = train(args, alone, ["none"], folder, "source only (run 2 of 2)")
         results = {"source_only": score, **results}
         networks = {"source only": network, **networks}
     if processes.rank() > 0:
@@ -100,9 +104,9 @@ def main(args) -> None:
 
 
 def open_data(args) -> Domains:
-    """Open the images of every domain."""
+    """Open the images of every domain, and say what is there."""
     target = options.target(args)
-    return open_domains(
+    data = open_domains(
         options.sources(args),
         target,
         replace(target, split=args.val_set, list_file=args.val_list, num_images=None),
@@ -110,20 +114,25 @@ def open_data(args) -> Domains:
         pseudo_labels=args.pseudo_labels,
         pseudo_confidence=args.pseudo_confidence,
     )
-
-
-def prepare(args, data: Domains, names: list[str]) -> tuple:
-    """Build what learns: the student, the methods and, where one of them wants it, a teacher."""
-    device = pick_device(args.device)
-    precision = pick_precision(args.precision, device)
-    class_weight, rare_classes = class_statistics(
+    data.known = class_statistics(
         data.source,
         args.cache or args.snapshot_dir,
         args.input_size,
         balance=args.class_balance,
         temperature=args.rare_class_sampling,
         loading=options.loading(args),
+        allow_missing=args.allow_missing_classes,
     )
+    counts = {"source": data.known.counts}
+    say_facts({name: (dataset, counts.get(name)) for name, dataset in data.named.items()})
+    return data
+
+
+def prepare(args, data: Domains, names: list[str]) -> tuple:
+    """Build what learns: the student, the methods and, where one of them wants it, a teacher."""
+    device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
+    class_weight = data.known.class_weight
     student = Student(options.training(args, precision), data.val.num_classes, device, class_weight)
     network = student.network
     seed_everything(args.random_seed, "methods")
@@ -138,26 +147,27 @@ def prepare(args, data: Domains, names: list[str]) -> tuple:
     adapting = Adapting(names, setting, vars(args)).to(device)
     adapting.check(network, data.there)
     teacher = Teacher(student, args.teacher_momentum) if "teacher_out" in adapting.needs else None
-    return student, adapting, teacher, rare_classes
+    return student, adapting, teacher
 
 
-def train(args, data: Domains, names: list[str], folder: str) -> tuple:
+def train(args, data: Domains, names: list[str], folder: str, title: str) -> tuple:
     """Train one network in one snapshot folder; return it and its scores."""
     augment, loading = Augment(args.augment), options.loading(args)
-    student, adapting, teacher, rare_classes = prepare(args, data, names)
+    student, adapting, teacher = prepare(args, data, names)
     network, precision = student.network, student.training.precision
     score = functools.partial(validate, network, data.val, loading, precision)
+    picture = functools.partial(report.validation_picture, network, data.val, precision)
     size = args.input_size_target or args.input_size
     run = Run(
         folder,
         data.source.name,
-        options.plain(args) | {"method": names, "precision": precision},
+        identify(args, data.named, method=names, precision=precision),
         describe(data.val, size, network.align_corners, precision),
         options.saving(args),
-        args.free,
     )
     state = {"model": network, "optimizer": student.optimizer, "methods": adapting}
-    first = run.resume(state if teacher is None else {**state, "teacher": teacher})
+    state |= {} if teacher is None else {"teacher": teacher}
+    first = run.resume(state, args.change_num_steps)
     batches = data.batches(
         adapting.domains,
         args.batch_size,
@@ -165,10 +175,11 @@ def train(args, data: Domains, names: list[str], folder: str) -> tuple:
         starts=(first * args.iter_size, max(0, first - args.adapt_from) * args.iter_size),
         device=student.device,
         loading=loading,
-        rare_classes=rare_classes,
     )
 
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
+    how = f"{' + '.join(names)}, {len(data.source)} + {len(data.target)} images, {stop} steps"
+    say(f"{title}: {student.line()}; {how}")
     for step in run.steps(stop, args.random_seed):
         rate, adapt = student.rate_at(step), step >= args.adapt_from
         student.begin(rate)
@@ -208,9 +219,9 @@ def train(args, data: Domains, names: list[str], folder: str) -> tuple:
             run.record(values)
             for line in warnings if step >= args.adapt_from + 100 else ():
                 say(f"warning: {line}")
-            run.flush(rate)
+            run.flush(student.learning_rate)
         if run.scores:
-            run.scored(network, score())
+            run.scored(network, score(), picture)
             run.save()
     run.end_if_stopped()
     return finish(args, data, student, adapting, run, score)

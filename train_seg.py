@@ -9,6 +9,7 @@ The same command again resumes. Options as in train_da.py, without the target. A
 is its target, for the oracle, unless --dataset says otherwise.
 """
 
+import functools
 import json
 from dataclasses import replace
 
@@ -17,14 +18,17 @@ from engine import options, parsing, processes, start  # first: it says what is 
 # isort: split
 
 from datasets import open_images, open_pseudo_labelled
+from datasets.facts import say_facts
 from datasets.loading import step_batches
 from datasets.statistics import class_statistics
 from engine.device import pick_device, pick_precision
 from engine.files import write_text
+from inference import report
 from inference.loop import validate
 from models import MODELS
 from training.augment import AUGMENTATIONS, Augment
-from training.run import Run, describe, make_folder
+from training.identity import identify
+from training.run import Run, describe, make_folder, say
 from training.student import Student
 
 
@@ -71,25 +75,28 @@ def main(args) -> None:
     precision = pick_precision(args.precision, device)
     augment = Augment(args.augment, sides=("source",))
     train_set, val = open_data(args)
-    class_weight, rare_classes = class_statistics(
+    known = class_statistics(
         train_set,
         args.cache or args.snapshot_dir,
         args.input_size,
         balance=args.class_balance,
         temperature=args.rare_class_sampling,
         loading=loading,
+        allow_missing=args.allow_missing_classes,
     )
-    student = Student(options.training(args, precision), val.num_classes, device, class_weight)
+    say_facts({"training": (train_set, known.counts), "validation": (val, None)})
+    student = Student(
+        options.training(args, precision), val.num_classes, device, known.class_weight
+    )
     network = student.network
     run = Run(
         args.snapshot_dir,
         val.name,
-        options.plain(args) | {"precision": precision},
+        identify(args, {"training": train_set, "validation": val}, precision=precision),
         describe(val, args.input_size, network.align_corners, precision),
         options.saving(args),
-        args.free,
     )
-    first = run.resume({"model": network, "optimizer": student.optimizer})
+    first = run.resume({"model": network, "optimizer": student.optimizer}, args.change_num_steps)
     batches = step_batches(
         train_set,
         args.batch_size,
@@ -97,9 +104,11 @@ def main(args) -> None:
         start=first * args.iter_size,
         device=device,
         loading=loading,
-        rare_classes=rare_classes,
+        rare_classes=known.rare_classes,
     )
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
+    say(f"{student.line()}; {len(train_set)} images, {stop} steps")
+    picture = functools.partial(report.validation_picture, network, val, precision)
 
     for step in run.steps(stop, args.random_seed):
         rate = student.rate_at(step)
@@ -111,14 +120,14 @@ def main(args) -> None:
             run.record(terms, 1 / args.iter_size)
         student.end()
         if run.prints:
-            run.flush(rate)
+            run.flush(student.learning_rate)
         if run.scores:
-            run.scored(network, validate(network, val, loading, precision))
+            run.scored(network, validate(network, val, loading, precision), picture)
             run.save()
 
     run.end_if_stopped()
     if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
-        run.scored(network, validate(network, val, loading, precision))
+        run.scored(network, validate(network, val, loading, precision), picture)
     result = {"last": run.last, "best": run.best}
     if processes.rank() == 0:
         write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")

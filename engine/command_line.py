@@ -69,7 +69,8 @@ def parse(
 
     Returns:
         The options. `given` holds the names of those that the user gave; `free` of those that
-        change no number; `model` is a dict of name and options, or None; `augment` has its words.
+        change no number; `defaults` their values where nothing is said; `model` is a dict of name
+        and options, or None; `augment` has its words.
 
     Raises:
         UserError: a word of --model that does not exist.
@@ -95,6 +96,7 @@ def parse(
     for spelling in {*MODEL_SPELLINGS, *AUGMENT_SPELLINGS} & vars(args).keys():
         delattr(args, spelling)
     args.given, args.free = frozenset(said), frozenset(_free(parser))
+    args.defaults = {action.dest: action.default for action in parser._actions} | {"augment": []}
     return args
 
 
@@ -205,7 +207,8 @@ def _augmentations(recipe: argparse.Namespace, given: argparse.Namespace) -> lis
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options as plain values, to compare a run with the one it goes on from."""
-    return {key: value for key, value in vars(args).items() if key not in ("given", "free")}
+    about = ("given", "free", "defaults")
+    return {key: value for key, value in vars(args).items() if key not in about}
 
 
 def refuse_idle(args: argparse.Namespace, dests: set[str], needed: str) -> None:

@@ -95,6 +95,11 @@ def add_training(parser: Parser) -> None:
     flag("--batch-size", type=at_least(1), default=1)
     flag("--iter-size", type=at_least(1), default=1, help="batches a step")
     flag("--num-steps", type=at_least(1), default=250_000, help="of the schedule")
+    flag(
+        "--change-num-steps",
+        action="store_true",
+        help="resume with another --num-steps: the schedule is the new one's from there on",
+    ).free = True
     flag("--num-steps-stop", type=at_least(1), help="stop earlier than --num-steps").free = True
     flag("--random-seed", type=at_least(0), default=1234)
     flag("--optimizer", choices=["sgd", "adamw"], default="sgd")
@@ -120,6 +125,11 @@ def add_training(parser: Parser) -> None:
         default=False,
         help="weight classes by sqrt(median frequency / frequency), within 0.3 to 4",
     )
+    flag(
+        "--allow-missing-classes",
+        action="store_true",
+        help="train on one's own data although a class of the table is in no label",
+    ).free = True
     flag(
         "--rare-class-sampling",
         nargs="?",

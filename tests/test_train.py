@@ -19,6 +19,7 @@ from engine import start
 from engine.errors import UserError
 from engine.files import save_tensors
 from models.checkpoint import load_model
+from training.identity import Identity
 from training.run import Run
 from worlds import FOUR_METHODS, ROOT, SMALL, assert_equal
 
@@ -247,7 +248,7 @@ def test_a_checkpoint_that_is_not_finite_is_never_published(tmp_path: Path):
     model = torch.nn.BatchNorm2d(2)
     model.arch, model.normalisation = {}, {}
     model.running_mean[1] = float("nan")
-    run = Run(tmp_path / "run", "x", {}, {})
+    run = Run(tmp_path / "run", "x", Identity(), {})
     with pytest.raises(UserError, match="running_mean is not finite; no checkpoint is written"):
         run.publish(model, "1", None)
     assert not list((tmp_path / "run").glob("*.pth"))
@@ -299,11 +300,11 @@ def test_tensorboard_writes_or_says_what_is_missing(adapt, tmp_path: Path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):
-    first = Run(tmp_path / "run", "x", {}, {})
+    first = Run(tmp_path / "run", "x", Identity(), {})
     with pytest.raises(UserError, match=rf"in use by another run: host .*, pid {os.getpid()}"):
-        Run(tmp_path / "run", "x", {}, {})
+        Run(tmp_path / "run", "x", Identity(), {})
     first.close()
-    Run(tmp_path / "run", "x", {}, {}).close()
+    Run(tmp_path / "run", "x", Identity(), {}).close()
 
 
 def test_saving_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path, monkeypatch):

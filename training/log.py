@@ -5,14 +5,16 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from engine import processes
 from engine.errors import UserError
-from engine.files import write_text
+from engine.files import append_line, write_text
 
 
 def say(line: str) -> None:
@@ -55,12 +57,13 @@ class Log:
         if all(value.device.type == "cpu" for value in kept.values()):
             self._read(self._terms[-1:])
 
-    def flush(self, step: int, rate: float | None = None) -> None:
+    def flush(self, step: int, rate: float | None = None, stop: int | None = None) -> None:
         """Read the terms kept since the last flush, log their means, and print them as a line.
 
         Args:
             step: steps done.
-            rate: the schedule's factor of the learning rate; None repeats the last one.
+            rate: the learning rate of the first parameter group; None repeats the last one.
+            stop: the last step, for the time that is left.
 
         Raises:
             UserError: a term is NaN or infinite; says which, and at which step.
@@ -75,10 +78,12 @@ class Log:
         now = time.monotonic()
         steps_per_second = len(self._terms) / max(now - self._flushed, 1e-9)
         self._terms, self._flushed = [], now
-        entry = {"step": step, "rate": rate, "steps_per_second": round(steps_per_second, 3)}
+        entry = {"step": step, "learning_rate": rate}
+        entry["steps_per_second"] = round(steps_per_second, 3)
         self.write({**{k: v for k, v in entry.items() if v is not None}, **means})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        say(f"step {step}  {shown}  {steps_per_second:.2f} steps/s")
+        left = "" if stop is None else f", {duration((stop - step) / steps_per_second)} left"
+        say(f"step {step}  {shown}  {steps_per_second:.2f} steps/s{left}")
 
     def _read(self, kept: list[tuple[int, dict[str, torch.Tensor]]]) -> dict[str, float]:
         """Return the mean of each term kept, or raise UserError for one that is not finite."""
@@ -99,8 +104,7 @@ class Log:
         """Append one JSON object, as scalars for TensorBoard too; process 0 alone does."""
         if processes.rank() != 0:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_line(self.path, json.dumps(entry))
         if self._board is not None:
             for key, value in entry.items():
                 if key != "step":
@@ -111,14 +115,15 @@ class Log:
         if processes.rank() != 0 or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines(keepends=True):
-            with contextlib.suppress(json.JSONDecodeError):  # torn by a kill
-                if json.loads(line).get("step", 0) <= step:
-                    kept.append(line)
+        for line in self.path.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):  # torn by a kill, or no text at all
+                entry = json.loads(line)
+                if isinstance(entry, dict) and type(entry.get("step")) is int:
+                    kept += [line.decode() + "\n"] if entry["step"] <= step else []
         write_text(self.path, "".join(kept))
 
     def open_board(self) -> None:
-        """Write scalars for TensorBoard too.
+        """Write for TensorBoard too.
 
         Raises:
             UserError: the package is not installed.
@@ -130,7 +135,33 @@ class Log:
         if processes.rank() == 0:
             self._board = SummaryWriter(str(self.folder))
 
+    def show(self, step: int, score: dict, picture: Callable[[], np.ndarray]) -> None:
+        """Show the IoU of every class, and a picture, where TensorBoard is written.
+
+        Args:
+            step: steps done.
+            score: of `ConfusionMatrix.summary`.
+            picture: makes uint8 [H,W,3]; called only where it is shown.
+        """
+        if self._board is None:
+            return
+        for name, iou in score["iou"].items():
+            if iou is not None:
+                self._board.add_scalar(f"iou/{name}", iou, step)
+        self._board.add_image("validation", picture(), step, dataformats="HWC")
+
     def close(self) -> None:
         """End what TensorBoard reads."""
         if self._board is not None:
             self._board.close()
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 45 s, 3:20 min, 2:05 h, 3.2 days."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds) // 3600}:{int(seconds) % 3600 // 60:02d} h"
+    return f"{seconds / 86400:.1f} days"

@@ -1,16 +1,13 @@
 """One training run: its folder, log, checkpoints, signals and steps."""
 
-import fcntl
-import os
 import signal
-import socket
 import sys
 import time
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -18,24 +15,17 @@ from tqdm import tqdm
 import models
 from engine import processes
 from engine.errors import UserError
-from engine.files import save_tensors
+from engine.files import UNFINISHED, save_tensors
+from engine.locks import FolderLock
 from engine.seeds import seed_everything
 from engine.values import Saving
 from models.checkpoint import FORMAT
+from training.identity import Identity
 from training.log import Log, say
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts requeue on
-
-_locks: weakref.WeakSet = weakref.WeakSet()
-
-
-def _close_locks() -> None:
-    for lock in list(_locks):
-        lock.close()
-
-
-# loader workers outlive a killed run by seconds, and would hold the lock of its folder
-os.register_at_fork(after_in_child=_close_locks)
+# what a file to resume from holds
+PARTS = {"state": dict, "options": dict, "step": int, "best": dict, "last": dict, "digests": dict}
 
 
 def describe(
@@ -75,10 +65,9 @@ class Run:
     Args:
         folder: snapshot folder, made if absent.
         name: prefix of the published checkpoints, the source's name.
-        options: plain values; those not in `free` must be equal for a run to be resumed.
+        identity: what must be equal for the run to be resumed.
         meta: what a published checkpoint says beside the model; see `describe`.
         saving: what is written, and how often.
-        free: names of the options that change no number of the run.
 
     Raises:
         UserError: the folder cannot be written or another run holds it.
@@ -88,14 +77,12 @@ class Run:
         self,
         folder: str | Path,
         name: str,
-        options: dict,
+        identity: Identity,
         meta: dict,
         saving: Saving = Saving(),  # noqa: B008 -- frozen
-        free: frozenset[str] = frozenset(),
     ):
         self.folder, self.name, self.meta = Path(folder), name, meta
-        self.saving, self.free = saving, free
-        self.options = {**options, "world_size": processes.world_size()}
+        self.saving, self.identity = saving, identity
         self.state: dict[str, Any] = {}
         problem = None
         if processes.rank() == 0:
@@ -120,58 +107,36 @@ class Run:
         """Make the folder, lock it and sweep what a killed process left half written."""
         make_folder(self.folder)
         try:
-            self._lock = (self.folder / ".lock").open("a+")
+            self._lock = FolderLock(self.folder)
         except OSError as error:
             cause = f"cannot write --snapshot-dir {self.folder}: {error.strerror}"
             raise UserError(cause) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip()
-            raise UserError(f"{self.folder} is in use by another run: {holder}") from None
-        _locks.add(self._lock)
-        job = os.environ.get("SLURM_JOB_ID")
-        holder = f"host {socket.gethostname()}, pid {os.getpid()}" + (f", job {job}" if job else "")
-        self._lock.truncate(0)
-        self._lock.write(holder)
-        self._lock.flush()
-        for stale in self.folder.glob(".*.tmp"):
+        for stale in self.folder.glob(f"{UNFINISHED}*.tmp"):
             stale.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Release the folder."""
         if processes.rank() == 0:
-            self._lock.close()
+            self._lock.release()
         self.log.close()
 
     # -- state
 
-    def resume(self, state: dict) -> int:
+    def resume(self, state: dict, new_schedule: bool = False) -> int:
         """Restore every object of `state` from `last.pth` and return the step to go on from.
 
         Args:
             state: what `save` writes from now on; `model` and whatever else has a state_dict.
+            new_schedule: whether the number of steps may be another one.
         """
         self.state = state
         path, saved = self._newest()
         if saved is None:
             return 0
-        if not isinstance(saved, dict) or not {"state", "options", "step"} <= saved.keys():
-            raise UserError(f"{path} is not a run of ours to resume")
-        if saved.get("format") != FORMAT:
-            raise UserError(f"{path} is of format {saved.get('format')}; this is {FORMAT}")
-        theirs = saved["options"]
-        changed = [
-            f"--{key.replace('_', '-')} {theirs[key]} -> {value}"
-            for key, value in self.options.items()
-            if key not in self.free and key in theirs and theirs[key] != value
-        ]
-        if changed:
-            raise UserError(
-                f"{path} was made with other options ({'; '.join(changed)}): "
-                "give the same ones to resume, or another --snapshot-dir"
-            )
+        self._check_parts(path, saved)
+        if new_schedule:
+            self.identity.take_schedule(saved["options"], saved["step"])
+        self.identity.check(path, saved["options"], saved.get("digests") or {})
         try:
             for key, item in state.items():
                 item.load_state_dict(saved["state"][key])
@@ -182,6 +147,22 @@ class Run:
         self.log.cut(self.step)
         say(f"resuming {path} at step {self.step}")
         return self.step
+
+    def _check_parts(self, path: Path, saved: object) -> None:
+        """Raise UserError where a file is not a run of ours to resume."""
+        content = saved if isinstance(saved, dict) else {}
+        if not {"state", "options", "step"} <= content.keys():
+            raise UserError(f"{path} is not a run of ours to resume")
+        if content.get("format") != FORMAT:
+            raise UserError(f"{path} is of format {content.get('format')}; this is {FORMAT}")
+        optional = ("best", "last", "digests")  # not before the first validation; in no old run
+        for key, kind in PARTS.items():
+            if not isinstance(content.get(key), kind) and not (
+                key in optional and content.get(key) is None
+            ):
+                raise UserError(f"{path}: its {key} is no {kind.__name__}")
+        if content["step"] < 0:
+            raise UserError(f"{path}: its step is {content['step']}")
 
     def _newest(self) -> tuple[Path, dict | None]:
         """Return `last.pth` and what is in it, or `previous.pth` where the last one is damaged."""
@@ -215,7 +196,8 @@ class Run:
             "step": self.step,
             "best": self.best,
             "last": self.last,
-            "options": self.options,
+            "options": self.identity.options,
+            "digests": self.identity.digests,
         }
         keep = self.folder / "previous.pth" if self._last_is_whole else None
         save_tensors(value, self.folder / "last.pth", keep=keep)
@@ -248,8 +230,19 @@ class Run:
             if value.is_floating_point() and not value.isfinite().all():
                 raise UserError(f"step {self.step}: {key} is not finite; no checkpoint is written")
 
-    def scored(self, model: torch.nn.Module, score: dict) -> None:
-        """Record a validation and publish the model, as best too when it is."""
+    def scored(
+        self,
+        model: torch.nn.Module,
+        score: dict,
+        picture: Callable[[], np.ndarray] | None = None,
+    ) -> None:
+        """Record a validation and publish the model, as best too when it is.
+
+        Args:
+            model: in any mode.
+            score: of `ConfusionMatrix.summary`.
+            picture: of the validation, for TensorBoard; see `Log.show`.
+        """
         self.last = {"step": self.step, **score}
         self.publish(model, str(self.step), score)
         self._forget_old()
@@ -257,7 +250,11 @@ class Run:
             self.best = self.last
             self.publish(model, "best", score)
         self.log.write({"step": self.step, "val_miou": score["miou"]})
-        say(f"step {self.step}  val mIoU {score['miou']:.2f}  best {self.best['miou']:.2f}")
+        if picture is not None:
+            self.log.show(self.step, score, picture)
+        of = f"({score['classes_scored']} of {len(score['iou'])} classes)"
+        best = f"best {self.best['miou']:.2f}"
+        say(f"step {self.step}  val mIoU {score['miou']:.2f} {of}  {best}")
 
     def _forget_old(self) -> None:
         """Remove the published steps that are not among the newest `keep_last`."""
@@ -279,7 +276,7 @@ class Run:
 
     def flush(self, rate: float) -> None:
         """Log and print the means of the terms kept; see `Log.flush`."""
-        self.log.flush(self.step, rate)
+        self.log.flush(self.step, rate, self.stop)
 
     @property
     def prints(self) -> bool:

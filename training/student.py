@@ -76,6 +76,20 @@ class Student:
         terms = self.network.loss(outputs, label, pixel_loss)
         return {name if key == "out" else f"{name}_{key}": term for key, term in terms.items()}
 
+    def line(self) -> str:
+        """Return what this is, for people."""
+        how = self.training
+        words = " ".join(str(v) if k == "name" else f"{k}={v}" for k, v in how.architecture.items())
+        size = sum(parameter.numel() for parameter in self.network.parameters()) / 1e6
+        several = processes.world_size()
+        where = f"{self.device}" + (f" in {several} processes" if several > 1 else "")
+        return f"{words}, {size:.1f} M parameters, on {where} in {how.precision}"
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the first group of parameters, as it is now."""
+        return self.optimizer.param_groups[0]["lr"]
+
     def rate_at(self, step: int) -> float:
         """Return the schedule's factor of the learning rate, `step` steps being done."""
         how = self.training

@@ -131,7 +131,9 @@ def test_two_processes_resume_bit_for_bit(data: str, tmp_path: Path):
     assert_equal(whole["state"], parts["state"])
     words = ["train_da.py", "--snapshot-dir", str(tmp_path / "parts"), "--data-dir", data, *SMALL]
     (output,) = run(1, *words, *PLAIN.split(), *flags, status=2)
-    assert "--world-size 2 -> 1" in output
+    assert "4 images a step in all processes together -> 2" in output
+    adapt(data, tmp_path / "one", *flags, "--batch-size", "4", "--num-steps-stop", "2")
+    assert adapt(data, tmp_path / "one", *flags, ranks=2)["step"] == 4  # as many images a step
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(data: str, tmp_path: Path):

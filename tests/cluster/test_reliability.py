@@ -31,6 +31,7 @@ from engine.errors import UserError
 from engine.files import save_tensors
 from engine.values import Saving
 from models.checkpoint import load_checkpoint
+from training.identity import Identity
 from training.run import Run
 from worlds import FOUR_METHODS, ROOT, SMALL, assert_equal
 
@@ -77,9 +78,9 @@ def test_a_kill_while_saving_leaves_one_that_loads(count: int, tmp_path: Path):
         time.sleep(random.Random(kill).uniform(0, 0.5))
         child.kill()
         child.join()
-        torn += len(list(tmp_path.glob(".*.tmp")))
-        run = Run(tmp_path, "x", {}, {})
-        assert not list(tmp_path.glob(".*.tmp"))
+        torn += len(list(tmp_path.glob(".segshift-*.tmp")))
+        run = Run(tmp_path, "x", Identity(), {})
+        assert not list(tmp_path.glob(".segshift-*.tmp"))
         _, saved = run._newest()
         run.close()
         assert saved["step"] >= reported.value
@@ -137,7 +138,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(count: int, data,
 
 def hold(folder: Path) -> None:
     """Take a snapshot folder and keep it."""
-    run = Run(folder, "x", {}, {})
+    run = Run(folder, "x", Identity(), {})
     time.sleep(60)
     run.close()
 
@@ -149,11 +150,11 @@ def test_the_folder_of_a_killed_run_is_free(tmp_path: Path):
         time.sleep(0.01)
     begin = time.monotonic()
     with pytest.raises(UserError, match=f"in use by another run: host .*, pid {child.pid}"):
-        Run(tmp_path, "x", {}, {})
+        Run(tmp_path, "x", Identity(), {})
     assert time.monotonic() - begin < 60
     child.kill()
     child.join()
-    Run(tmp_path, "x", {}, {}).close()
+    Run(tmp_path, "x", Identity(), {}).close()
 
 
 # ------------------------------------------------------------------ files
@@ -204,7 +205,7 @@ def flip_a_byte(path: Path) -> None:
 def test_every_damage_gives_way_to_the_checkpoint_before(damage, tmp_path: Path, capsys):
     """And that one stays until another whole one is there."""
     model = torch.nn.Linear(100, 100)
-    run = Run(tmp_path, "x", {}, {})
+    run = Run(tmp_path, "x", Identity(), {})
     run.state = {"model": model}
     for run.step in (1, 2):
         run.save()
@@ -217,8 +218,8 @@ def test_every_damage_gives_way_to_the_checkpoint_before(damage, tmp_path: Path,
 
 
 def test_the_newest_of_many_is_kept_by_number(tmp_path: Path):
-    run = Run(tmp_path, "x", {}, {}, Saving(keep_last=2))
-    for name in ("x_9000.pth", "x_10000.pth", "x_100000.pth", "x_best.pth", ".last.pth.1.tmp"):
+    run = Run(tmp_path, "x", Identity(), {}, Saving(keep_last=2))
+    for name in ("x_9000.pth", "x_10000.pth", "x_100000.pth", "x_best.pth", ".segshift-1.tmp"):
         (tmp_path / name).write_bytes(b"not a checkpoint")
     model = torch.nn.Linear(1, 1)
     assert run.resume({"model": model}) == 0  # only last.pth is resumed from
@@ -230,7 +231,7 @@ def test_the_newest_of_many_is_kept_by_number(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_made_is_refused():
     with pytest.raises(UserError, match="cannot write --snapshot-dir /proc/run"):
-        Run("/proc/run", "x", {}, {})
+        Run("/proc/run", "x", Identity(), {})
 
 
 def publish_for_ever(path: Path) -> None:
@@ -461,7 +462,7 @@ def test_no_two_steps_processes_or_seeds_share_their_draws(monkeypatch, tmp_path
     for seed in (0, 1):
         for rank in (0, 1):
             monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-            run = Run(tmp_path / f"{seed}{rank}", "x", {}, {})
+            run = Run(tmp_path / f"{seed}{rank}", "x", Identity(), {})
             for _ in run.steps(50, seed):
                 drawn.add((torch.rand(()).item(), random.random()))
     assert len({first for first, _ in drawn}) == len({second for _, second in drawn}) == 200

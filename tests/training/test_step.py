@@ -118,7 +118,7 @@ def unreadable(monkeypatch):
 @pytest.mark.parametrize("method", ["adversarial", "advent", "entropy", "mix", "fixmatch"])
 def test_a_step_of_adaptation_never_waits_for_the_device(tmp_path: Path, flags, method: str):
     args = adapting(tmp_path, flags, "--method", method)
-    model, _ = train_da.train(args, train_da.open_data(args), args.method, str(tmp_path))
+    model, _ = train_da.train(args, train_da.open_data(args), args.method, str(tmp_path), "run")
     assert next(model.parameters()).device == META
 
 
