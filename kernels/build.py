@@ -28,8 +28,8 @@ MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent
 LAST_LINES = 15
 SOURCES = {
-    "cpu": ["count_cpu.cpp", "mix_cpu.cpp", "upsample_cpu.cpp"],
-    "cuda": ["count_cuda.cu", "mix_cuda.cu", "upsample_cuda.cu"],
+    "cpu": ["confusion_cpu.cpp", "mix_cpu.cpp", "upsample_cpu.cpp"],
+    "cuda": ["confusion_cuda.cu", "mix_cuda.cu", "upsample_cuda.cu"],
 }
 
 # Contraction into fused multiply-adds would make results depend on the machine.

@@ -195,7 +195,7 @@ struct Weights {
   float of[255];  // passed with the launch: nothing to copy to the device beforehand
 };
 
-// As in count_cpu.cpp: the first member of a class finds its whole sum, and the largest key wins.
+// As in confusion_cpu.cpp: the first member of a class finds its whole sum, and the largest key wins.
 template <int n>
 __global__ void hard_vote_kernel(const uint8_t* votes, int members, int64_t pixels, int num_classes,
                                  const Weights weights, uint8_t* winner) {
