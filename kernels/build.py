@@ -27,9 +27,10 @@ from engine.errors import UserError
 MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent
 LAST_LINES = 15
+OPERATIONS = ("confusion", "confidence", "vote", "mix", "upsample")
 SOURCES = {
-    "cpu": ["confusion_cpu.cpp", "mix_cpu.cpp", "upsample_cpu.cpp"],
-    "cuda": ["confusion_cuda.cu", "mix_cuda.cu", "upsample_cuda.cu"],
+    "cpu": [f"{name}_cpu.cpp" for name in OPERATIONS],
+    "cuda": [f"{name}_cuda.cu" for name in OPERATIONS],
 }
 
 # Contraction into fused multiply-adds would make results depend on the machine.
