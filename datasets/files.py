@@ -16,9 +16,10 @@ from PIL.PngImagePlugin import PngInfo
 from datasets import png16
 from datasets.headers import Header
 from datasets.labels import MARK, NO_TABLE, LabelTable, ids_of, is_opaque, refuse_label
-from datasets.opening import Source, check_pixels, decoding, opened, read_regular
+from datasets.opening import Source, check_pixels, decoding, opened
 from datasets.reading import PLAIN, PLAIN_LABEL, LabelReading, Reading
 from engine.errors import UserError
+from engine.files import read_regular
 
 # Of EXIF orientations: what turns the stored pixels into those that are looked at.
 UPRIGHT = {

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets.base import IGNORE, MAX_CLASSES, Row, SegmentationDataset
-from datasets.text import read_json, shorten
+from datasets.text import read_json
 from datasets.walk import split_ending
 from engine.errors import UserError
+from engine.shapes import shorten
 
 
 class Folder(SegmentationDataset):

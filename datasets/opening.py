@@ -3,8 +3,6 @@
 import contextlib
 import ctypes
 import io
-import os
-import stat
 import struct
 import warnings
 import zlib
@@ -17,11 +15,9 @@ from PIL import Image
 from datasets import tiff
 from datasets.headers import FORMATS, Header, read_header
 from engine.errors import UserError
+from engine.files import open_regular
 
 MAX_MEGAPIXELS = 89.5  # where Pillow would warn of a decompression bomb
-# The second for a pipe, the third for Windows, which would translate line ends.
-OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-MAX_BYTES = 2**30  # of a file that is read whole
 # What decoders raise on damaged files; UnidentifiedImageError is an OSError.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError)
 UNREADABLE += (ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error)
@@ -58,43 +54,6 @@ class Source(NamedTuple):
             return self.image
         self.file.seek(0)
         return Image.open(self.file, formats=("TIFF",))
-
-
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe in its place would be waited for, for ever.
-
-    Raises:
-        UserError: missing, unreadable, or a folder, pipe, socket or device.
-    """
-    try:
-        handle = os.open(path, OPEN_FLAGS)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise UserError(f"{path}: cannot read this file: {error}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise UserError(f"{path}: not a regular file")
-    return os.fdopen(handle, "rb")
-
-
-def read_regular(path: str | Path, limit: int = MAX_BYTES) -> bytes:
-    """Return a regular file's bytes.
-
-    Args:
-        path: the file.
-        limit: more bytes than these are refused.
-    Raises:
-        UserError: as `open_regular`, or more bytes than `limit`.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > limit:
-            raise UserError(f"{path}: {size} bytes are too many: {limit} at most")
-        try:
-            return file.read(size)
-        except OSError as error:
-            raise UserError(f"{path}: cannot read this file: {error}") from error
 
 
 def check_pixels(

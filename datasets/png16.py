@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.opening import Source, check_pixels, decoding, opened, read_regular
+from datasets.opening import Source, check_pixels, decoding, opened
 from engine.errors import UserError
+from engine.files import read_regular
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

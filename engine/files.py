@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files: regular ones alone are read, and they are written whole or not at all."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 import torch
 
@@ -16,6 +16,46 @@ from engine.errors import UserError
 UNFINISHED = ".segshift-"  # how files begin that are not whole yet: nobody else's do
 UMASK = os.umask(0)
 os.umask(UMASK)  # there is no other way to read it
+# The second for a pipe, the third for Windows, which would translate line ends.
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+MAX_BYTES = 2**30  # of a file that is read whole
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading; a pipe in its place would be waited for, for ever.
+
+    Raises:
+        UserError: missing, unreadable, or a folder, pipe, socket or device.
+    """
+    try:
+        handle = os.open(path, OPEN_FLAGS)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UserError(f"{path}: cannot read this file: {error}") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path}: not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """Return a regular file's bytes.
+
+    Args:
+        path: the file.
+        limit: more bytes than these are refused.
+    Raises:
+        UserError: as `open_regular`, or more bytes than `limit`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise UserError(f"{path}: {size} bytes are too many: {limit} at most")
+        try:
+            return file.read(size)
+        except OSError as error:
+            raise UserError(f"{path}: cannot read this file: {error}") from error
 
 
 @contextlib.contextmanager
@@ -79,7 +119,7 @@ def file_digest(path: str | Path) -> str:
     """
     found = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 found.update(block)
     except OSError as error:

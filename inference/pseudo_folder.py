@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets import write_label_png
+from datasets.text import read_json
 from engine import processes
 from engine.errors import UserError
 from engine.files import save_tensors, write_text
@@ -107,10 +108,10 @@ class PseudoFolder:
     def _check_settings(self) -> None:
         """Raise UserError that names what the folder was made with and is not made with now."""
         try:
-            before = json.loads(self._about.read_text())
-            differing = [key for key in self.settings if before[key] != self.settings[key]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._about}: not what pseudo_label.py writes: {error!r}") from error
+            before = read_json(self._about, {...: object} | dict.fromkeys(self.settings, object))
+        except UserError as error:
+            raise UserError(f"{self._about}: not what pseudo_label.py writes: {error}") from error
+        differing = [key for key in self.settings if before[key] != self.settings[key]]
         if differing:
             was, now = (
                 ", ".join(f"{key} {_shown(values[key])}" for key in differing)

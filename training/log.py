@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from engine import processes
 from engine.errors import UserError
-from engine.files import append_line, write_text
+from engine.files import append_line, read_regular, write_text
+from engine.shapes import misfit, parse_json
 
 
 def say(line: str) -> None:
@@ -115,11 +116,11 @@ class Log:
         if processes.rank() != 0 or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_bytes().split(b"\n"):
+        for line in read_regular(self.path).split(b"\n"):
             with contextlib.suppress(ValueError):  # torn by a kill, or no text at all
-                entry = json.loads(line)
-                if isinstance(entry, dict) and type(entry.get("step")) is int:
-                    kept += [line.decode() + "\n"] if entry["step"] <= step else []
+                entry = parse_json(line)
+                if misfit(entry, {"step": int, ...: object}) is None and entry["step"] <= step:
+                    kept.append(line.decode() + "\n")
         write_text(self.path, "".join(kept))
 
     def open_board(self) -> None:

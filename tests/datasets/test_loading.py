@@ -1,6 +1,7 @@
 """From datasets to batches: the order of steps, rare classes, statistics of the labels."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -56,6 +57,29 @@ def test_labels_are_counted_once_and_again_when_they_change(source, tmp_path, mo
     monkeypatch.undo()
     fakedata.save(source.root / "labels" / "00001.png", np.full((30, 40), 26, np.uint8))
     assert class_counts(source, tmp_path, Loading(0))[0].nonzero().tolist() == [[13]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda counts: counts[:3],
+        lambda counts: counts + counts[:1],
+        lambda counts: [row[:-1] for row in counts],
+        lambda counts: [[-1, *row[1:]] for row in counts],
+        lambda counts: [[0.5, *row[1:]] for row in counts],
+        lambda counts: [[0] * len(row) for row in counts],
+        lambda counts: [[2**62] * len(row) for row in counts],
+        lambda counts: {"counts": counts},
+        lambda counts: [],
+    ],
+)
+def test_counts_that_cannot_be_of_these_labels_are_counted_again(source, tmp_path, spoil):
+    counts = class_counts(source, tmp_path, Loading(0))
+    (path,) = tmp_path.glob("*.class_counts.json")
+    path.write_text(json.dumps(spoil(counts.tolist())))
+    assert torch.equal(class_counts(source, tmp_path, Loading(0)), counts)
+    path.write_text("[" * 100_000)
+    assert torch.equal(class_counts(source, tmp_path, Loading(0)), counts)
 
 
 def test_labels_are_counted_in_the_size_they_are_trained_in(source, tmp_path: Path):

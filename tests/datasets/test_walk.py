@@ -12,9 +12,10 @@ from PIL import Image
 import fakedata
 from datasets import build_dataset, facts, loading
 from datasets.statistics import class_counts
-from datasets.text import Either, read_json, read_list
+from datasets.text import read_json, read_list
 from datasets.walk import Partners, walk_files
 from engine.errors import UserError
+from engine.shapes import Either, OneOf, Within
 from engine.values import Loading
 
 NFC, NFD = (unicodedata.normalize(form, "Zürich_é") for form in ("NFC", "NFD"))
@@ -336,6 +337,13 @@ def test_one_column_lists_of_an_own_folder(tmp_path: Path):
         ('{"a": 1e999}', {"a": float}, "a is Infinity; a number expected"),
         ('{"a": 1, "a": 2}', {"a": int}, "'a' stands twice in one object"),
         ("5", [int], "the file is 5; a list of a whole number expected"),
+        ("[3, -1]", [Within(0, 9)], r"\[1\] is -1; a whole number from 0 to 9 expected"),
+        ("[true]", [Within(0)], r"\[0\] is true; a whole number from 0 expected"),
+        ('"GRB"', OneOf("RGB", "BGR"), 'the file is "GRB"; one of RGB, BGR expected'),
+        ("[null, 3]", [Either(None, int)], None),
+        ("[" * 100_000, [int], "nested too deeply"),
+        ('{"a":' * 100_000, {"a": dict}, "nested too deeply"),
+        ("1" * 5000, int, "Exceeds the limit"),
     ],
 )
 def test_json_of_a_shape(text: str, shape: object, fault: str | None, tmp_path: Path):

@@ -109,7 +109,7 @@ def test_the_log_says_the_true_learning_rate_and_keeps_no_torn_line(data: Path, 
     train(tmp_path / "run", data, *flags)
     assert json.loads(log.read_text().splitlines()[0])["learning_rate"] == pytest.approx(0.01)
     with log.open("ab") as file:
-        file.write(b'\xff\xfe\n[1]\n{"step": "2"}\n{"step": 2}\n')
+        file.write(b'\xff\xfe\n[1]\n{"step": "2"}\n{"step": 2}\n' + b"[" * 100_000 + b"\n")
     train(tmp_path / "run", data, *flags, "--num-steps-stop", "2")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
