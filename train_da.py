@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None):
     parser = options.parser(__doc__)
     options.add_recipe(parser)
     options.add_domains(parser)
-    options.add_validation(parser)
+    options.add_validation(parser, domains=True)
     options.add_model(parser, MODELS)
     options.add_training(parser)
     options.add_augmentation(parser, AUGMENTATIONS)
@@ -96,7 +96,13 @@ def main(args) -> None:
     if processes.rank() > 0:
         return
     write_text(f"{args.snapshot_dir}/result.json", json.dumps(results, indent=1) + "\n")
-    report.print_table(results, data.val.class_names, " + ".join(args.method))
+    if data.val is None:
+        suffix = "finished" if "finished" in score else score["step"]
+        last = f"{args.snapshot_dir}/{data.source.name}_{suffix}.pth"
+        print(f"nothing was scored, so no checkpoint is the best; the last one: {last}")
+        return
+    on = "source" if args.val_on == "source" else "target"
+    report.print_table(results, data.val.class_names, " + ".join(args.method), on)
     if args.baseline:
         shown = {name: Predictor(network) for name, network in networks.items()}
         report.picture(shown, data.val).save(f"{args.snapshot_dir}/demo.png")
@@ -105,11 +111,10 @@ def main(args) -> None:
 
 def open_data(args) -> Domains:
     """Open the images of every domain, and say what is there."""
-    target = options.target(args)
     data = open_domains(
         options.sources(args),
-        target,
-        replace(target, split=args.val_set, list_file=args.val_list, num_images=None),
+        options.target(args),
+        replace(options.validation(args), on=args.val_on),
         target_labels=args.target_labels,
         pseudo_labels=args.pseudo_labels,
         pseudo_confidence=args.pseudo_confidence,
@@ -133,11 +138,12 @@ def prepare(args, data: Domains, names: list[str]) -> tuple:
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     class_weight = data.known.class_weight
-    student = Student(options.training(args, precision), data.val.num_classes, device, class_weight)
+    num_classes = data.source.num_classes
+    student = Student(options.training(args, precision), num_classes, device, class_weight)
     network = student.network
     seed_everything(args.random_seed, "methods")
     setting = Setting(
-        num_classes=data.val.num_classes,
+        num_classes=num_classes,
         heads=network.heads,
         align_corners=network.align_corners,
         autocast=functools.partial(autocast, precision, device),
@@ -155,14 +161,16 @@ def train(args, data: Domains, names: list[str], folder: str, title: str) -> tup
     augment, loading = Augment(args.augment), options.loading(args)
     student, adapting, teacher = prepare(args, data, names)
     network, precision = student.network, student.training.precision
-    score = functools.partial(validate, network, data.val, loading, precision)
+
+    def score() -> dict | None:
+        return None if data.val is None else validate(network, data.val, loading, precision)
+
     picture = functools.partial(report.validation_picture, network, data.val, precision)
-    size = args.input_size_target or args.input_size
     run = Run(
         folder,
         data.source.name,
         identify(args, data.named, method=names, precision=precision),
-        describe(data.val, size, network.align_corners, precision),
+        describe(data.about, network.align_corners, precision),
         options.saving(args),
     )
     state = {"model": network, "optimizer": student.optimizer, "methods": adapting}
@@ -242,7 +250,7 @@ def finish(args, data: Domains, student: Student, adapting: Adapting, run: Run, 
         scores["finished"] = score()
         run.publish(network, "finished", scores["finished"])
     run.close()
-    return network.eval(), {**scores.get("finished", run.last), **scores}
+    return network.eval(), {**(scores.get("finished") or run.last), **scores}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from engine import options, parsing, processes, start  # first: it says what is 
 # isort: split
 
 from datasets import open_images, open_pseudo_labelled
+from datasets.domains import open_divided
 from datasets.facts import say_facts
 from datasets.loading import step_batches
 from datasets.statistics import class_statistics
@@ -58,14 +59,11 @@ def parse_args(argv: list[str] | None = None):
 
 def open_data(args) -> tuple:
     """Return the training images and those for validation."""
-    images = replace(options.images(args), seed=args.random_seed)
-    val = replace(images, split=args.val_set, list_file=args.val_list)
-    images = replace(images, num_images=args.num_images)
+    images = replace(options.images(args), seed=args.random_seed, num_images=args.num_images)
+    images, val = open_divided(images, options.validation(args))
     if args.pseudo_labels:
-        train_set = open_pseudo_labelled(images, args.pseudo_labels, confidence=False)
-    else:
-        train_set = open_images(images)
-    return train_set, open_images(val, resize_label=False)
+        return open_pseudo_labelled(images, args.pseudo_labels, confidence=False), val
+    return open_images(images), val
 
 
 def main(args) -> None:
@@ -93,7 +91,7 @@ def main(args) -> None:
         args.snapshot_dir,
         val.name,
         identify(args, {"training": train_set, "validation": val}, precision=precision),
-        describe(val, args.input_size, network.align_corners, precision),
+        describe(val, network.align_corners, precision),
         options.saving(args),
     )
     first = run.resume({"model": network, "optimizer": student.optimizer}, args.change_num_steps)

@@ -112,7 +112,7 @@ def open_pseudo_labelled(
     folder = Path(folder)
     if not (folder / "list.txt").is_file():
         raise UserError(f"{folder}: no list.txt: pseudo_label.py has not finished this folder")
-    labels = {"label_root": folder, "label_kind": "trainIds"}
+    labels = {"label_root": folder, "label_kind": "trainIds", "holdout": "no"}
     dataset = open_images(
         replace(images, list_file=folder / "list.txt", options={**images.options, **labels})
     )

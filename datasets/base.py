@@ -22,6 +22,7 @@ from engine.errors import UserError
 IGNORE = 255
 UNKNOWN = 254  # marks raw ids that the class table does not hold; never in a sample
 MAX_CLASSES = 254  # train ids are bytes, and two of them mean something else
+HELD_OUT = 10  # where there is no split for validation, one image in so many
 
 
 class Row(NamedTuple):
@@ -35,6 +36,10 @@ class Row(NamedTuple):
     category_id: int = 0
     has_instances: bool = False
     ignore_in_eval: bool = False
+
+
+class NoLabels(UserError):
+    """There are images, and no label of any of them."""
 
 
 class SegmentationDataset(Dataset):
@@ -72,6 +77,7 @@ class SegmentationDataset(Dataset):
     options: ClassVar[dict[str, Any]] = {
         "label_kind": ("labelIds", "trainIds"),  # trainIds: labels hold train ids (pseudo labels)
         "label_root": None,  # folder that label paths are relative to; None: the root
+        "holdout": ("no", "leave", "only"),  # of a split: leave out, or take, every tenth image
         **reading.OPTIONS,
     }
     ignore_index = IGNORE
@@ -113,6 +119,8 @@ class SegmentationDataset(Dataset):
         self.open_root(root)
         self.use_table(self.rows)
         self.pairs = self.from_list(list_file) if list_file else self.find()
+        if self.option.get("holdout", "no") != "no":
+            self.pairs = self.divided(only=self.option["holdout"] == "only")
         if num_images is not None:
             self.pairs = self.first_of_shuffle(num_images, list_file or self.root)
 
@@ -181,6 +189,11 @@ class SegmentationDataset(Dataset):
             colours = [(row.colour, row.id % 256) for row in same]
         self.label_table = LabelTable(tuple(colours), tuple(self.lookup.tolist()))
 
+    @classmethod
+    def has_split(cls, root: str | Path | None, split: str) -> bool:
+        """Return whether there is a split of this name; of people's own data, in this folder."""
+        return split in cls.splits
+
     def find(self) -> list[tuple[str, str | None]]:
         """Return the pairs of the dataset's standard folder layout, sorted by image."""
         raise NotImplementedError
@@ -205,7 +218,7 @@ class SegmentationDataset(Dataset):
                 f"like (left out: {summary(self.left_out) or 'nothing'}); {self.name} is: "
                 f"{self.layout}; or give a list"
             )
-        return [f"{folder}/{path}" for path in images]
+        return [f"{folder}/{path}" if folder else path for path in images]
 
     def label_of(self, image: str) -> str:
         """Return where the layout has an image's label, with .png; the ending may be another."""
@@ -218,6 +231,7 @@ class SegmentationDataset(Dataset):
     def pair_up(self, images: list[str]) -> list[tuple[str, str | None]]:
         """Return the images with the labels of the layout; with None in an unlabelled dataset."""
         partners, pairs, image_of = Partners(self.label_root, LOSSLESS_SUFFIXES), [], {}
+        missing: tuple[str, str] | None = None  # the first label, and its image
         for image in images:
             wanted = self.label_of(image)
             other = image_of.setdefault(composed(split_ending(wanted)[0]), image)
@@ -225,11 +239,14 @@ class SegmentationDataset(Dataset):
                 raise UserError(f"{self.root / image}: has the same label as {self.root / other}")
             label = partners.find(wanted) if self.labelled else None
             if label is None and self.labelled:
-                raise UserError(
-                    f"{self.label_root / wanted}: no such label, of image {image}; "
-                    f"{self.name} is: {self.layout}"
-                )
+                missing = missing or (wanted, image)
             pairs.append((image, label))
+        if missing is not None:
+            alone = not any(label for _, label in pairs)
+            raise (NoLabels if alone else UserError)(
+                f"{self.label_root / missing[0]}: no such label, of image {missing[1]}; "
+                f"{self.name} is: {self.layout}"
+            )
         return pairs
 
     def from_list(self, list_file: str | Path) -> list[tuple[str, str | None]]:
@@ -273,13 +290,22 @@ class SegmentationDataset(Dataset):
         """
         if count > len(self.pairs):
             raise UserError(f"{where}: {count} images asked for, {len(self.pairs)} available")
+        return shuffled(self.pairs, self.seed)[:count]
 
-        def key(pair: tuple[str, str | None]) -> bytes:
-            return hashlib.sha256(
-                f"{self.seed} {pair[0]}".encode(errors="surrogateescape")
-            ).digest()
+    def divided(self, only: bool) -> list[tuple[str, str | None]]:
+        """Return the pairs that are held out for validation, or the others, in their order.
 
-        return sorted(self.pairs, key=key)[:count]
+        Every tenth of a shuffle that depends on the names alone, at least one: the same for every
+        seed, so that runs are comparable.
+        """
+        if len(self.pairs) < 2:
+            raise UserError(f"{self.root}: one image cannot be divided; give images to validate on")
+        held_out = set(shuffled(self.pairs, 0)[: -(-len(self.pairs) // HELD_OUT)])
+        rest = len(self.pairs) - len(held_out)
+        self.left_out["to train on" if only else "held out for validation"] += (
+            rest if only else len(held_out)
+        )
+        return [pair for pair in self.pairs if (pair in held_out) == only]
 
     def read_ids(self, path: Path) -> np.ndarray:
         """Read the ids that a label file holds, uint8 or uint16 [H,W]."""
@@ -348,3 +374,12 @@ class SegmentationDataset(Dataset):
         if label is not None:
             sample["label"] = torch.from_numpy(self.resized(label).copy())
         return sample
+
+
+def shuffled(pairs: list[tuple[str, str | None]], seed: int) -> list[tuple[str, str | None]]:
+    """Return pairs in an order that depends on the seed and on the names of the images alone."""
+
+    def key(pair: tuple[str, str | None]) -> bytes:
+        return hashlib.sha256(f"{seed} {pair[0]}".encode(errors="surrogateescape")).digest()
+
+    return sorted(pairs, key=key)

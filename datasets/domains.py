@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 
-from datasets import open_images, open_pseudo_labelled
-from datasets.loading import join_datasets, step_batches
+from datasets import DATASETS, open_images, open_pseudo_labelled
+from datasets.base import NoLabels
+from datasets.folder import table_of
+from datasets.loading import join_datasets, require_same_classes, step_batches
 from datasets.statistics import NOTHING_KNOWN, Statistics
 from engine.errors import UserError
 from engine.seeds import seed_for
-from engine.values import Images, Loading
+from engine.values import Images, Loading, Validation
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Domains:
     Attributes:
         source: labelled, one or several joined.
         target: images alone.
-        val: of the target, labelled, labels in their own size.
+        val: labelled, labels in their own size; None where nothing is scored.
         labelled: target images whose labels may be used.
         pseudo: target images with pseudo labels.
         known: of the source's labels.
@@ -29,7 +32,7 @@ class Domains:
 
     source: Dataset
     target: Dataset
-    val: Dataset
+    val: Dataset | None
     labelled: Dataset | None = None
     pseudo: Dataset | None = None
     known: Statistics = NOTHING_KNOWN
@@ -40,6 +43,11 @@ class Domains:
         names = {"source": self.source, "target": self.target, "labelled target": self.labelled}
         names |= {"pseudo-labelled target": self.pseudo, "validation": self.val}
         return {name: dataset for name, dataset in names.items() if dataset is not None}
+
+    @property
+    def about(self) -> Dataset:
+        """The images that a published network is about: scored on or, without labels, made for."""
+        return self.target if self.val is None else self.val
 
     @property
     def there(self) -> set[str]:
@@ -87,7 +95,7 @@ class Domains:
 def open_domains(
     sources: list[Images],
     target: Images,
-    val: Images,
+    validation: Validation,
     *,
     target_labels: int | str | None = None,
     pseudo_labels: str | None = None,
@@ -97,8 +105,8 @@ def open_domains(
 
     Args:
         sources: one or several of the same classes.
-        target: whose labels are not read.
-        val: of the target.
+        target: whose labels are not read. A folder without a class table has the source's.
+        validation: on which images; on source: on those of the first one.
         target_labels: how many target images may be used with their labels, "all", or None.
         pseudo_labels: a folder that pseudo_label.py wrote, or None.
         pseudo_confidence: weigh the pseudo labels by the folder's confidence.
@@ -106,14 +114,17 @@ def open_domains(
     Raises:
         UserError: datasets that cannot be opened, or that differ in their classes.
     """
+    val = None
+    if validation.on == "source":
+        first, val = open_divided(sources[0], validation)
+        sources = [first, *sources[1:]]
     source = join_datasets([open_images(images) for images in sources])
-    domains = Domains(
-        source,
-        open_images(target, labelled=False),
-        open_images(val, resize_label=False),
-    )
-    if source.class_names != domains.val.class_names:
-        raise UserError(f"{source.name} and {domains.val.name} have different classes")
+    if _lacks_table(target):
+        target = replace(target, options={**target.options, "classes": table_of(source)})
+    if validation.on in ("auto", "target"):
+        target, val = _open_target_divided(target, validation)
+    domains = Domains(source, open_images(target, labelled=False), val)
+    require_same_classes(source, domains.target if val is None else val)
     if target_labels:
         count = target.num_images if target_labels == "all" else target_labels
         domains.labelled = open_images(replace(target, num_images=count))
@@ -123,3 +134,46 @@ def open_domains(
     elif pseudo_confidence:
         raise UserError("--pseudo-confidence goes with --pseudo-labels")
     return domains
+
+
+def open_divided(images: Images, validation: Validation) -> tuple[Images, Dataset]:
+    """Return which images are trained on, and open those that are validated on.
+
+    These are a list's, a split's or, where none is named and there is no split val, every tenth
+    image of those to train on, which then are the others.
+
+    Raises:
+        UserError: they cannot be opened.
+    """
+    split, list_file = validation.split, validation.list_file
+    val = replace(images, split=split or "val", list_file=list_file, num_images=None)
+    if split is None and list_file is None and not _has_split(images, "val"):
+        val = replace(images, num_images=None, options={**images.options, "holdout": "only"})
+        images = replace(images, options={**images.options, "holdout": "leave"})
+    return images, open_images(val, resize_label=False)
+
+
+def _open_target_divided(target: Images, validation: Validation) -> tuple[Images, Dataset | None]:
+    """Do as `open_divided`; a target without any label is not scored where that is not asked."""
+    try:
+        return open_divided(target, validation)
+    except NoLabels as error:
+        if validation != Validation():
+            raise
+        print(
+            f"warning: {str(error).split(';')[0]}: nothing is scored, no checkpoint is the best; "
+            "--val-on source scores on labelled images of the source",
+            flush=True,
+        )
+        return target, None
+
+
+def _has_split(images: Images, split: str) -> bool:
+    return images.dataset not in DATASETS or DATASETS[images.dataset].has_split(images.root, split)
+
+
+def _lacks_table(images: Images) -> bool:
+    """Return whether these are people's own images without a table of their classes."""
+    if images.dataset != "folder" or images.root is None or "classes" in images.options:
+        return False
+    return not Path(images.root, "classes.json").exists()

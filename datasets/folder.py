@@ -1,9 +1,9 @@
 """People's own data: images, labels and a small table of classes."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from datasets.base import IGNORE, MAX_CLASSES, Row, SegmentationDataset
+from datasets.base import IGNORE, MAX_CLASSES, NoLabels, Row, SegmentationDataset
 from datasets.text import read_json
 from datasets.walk import split_ending
 from engine.errors import UserError
@@ -20,7 +20,10 @@ class Folder(SegmentationDataset):
     ignored id has one as {"id": 4, "color": [0, 0, 0]}. 2 to 254 classes.
 
     A split is the subfolder of that name in images/ and labels/. Without any such subfolder,
-    `train` stands for everything.
+    `train` stands for everything. Images alone (without labels) may lie anywhere below ROOT, and
+    need no table.
+
+    Option `classes`: the table instead of ROOT/classes.json, a file or what one would hold.
     """
 
     name = "folder"
@@ -30,15 +33,33 @@ class Folder(SegmentationDataset):
         "ROOT/images/SPLIT/* with labels of the same stem in ROOT/labels/SPLIT/*.png (or, for "
         "split train, no SPLIT folders), and ROOT/classes.json"
     )
+    options: ClassVar[dict[str, Any]] = SegmentationDataset.options | {"classes": None}
 
     def open_root(self, root: str | Path | None) -> None:
         """Check the folders and read the class table."""
         super().open_root(root)
-        self.rows = read_class_table(self.root / "classes.json")
+        given, path = self.option["classes"], self.root / "classes.json"
+        if given is not None and not isinstance(given, (str, Path)):
+            self.rows = check_class_table(Path("option classes"), given)
+        elif given is None and not self.labelled and not path.exists():
+            self.rows = ()
+        else:
+            self.rows = read_class_table(path if given is None else Path(given))
+
+    @classmethod
+    def has_split(cls, root: str | Path | None, split: str) -> bool:
+        return root is not None and (Path(root) / "images" / split).is_dir()
 
     def find(self) -> list[tuple[str, str | None]]:
-        divided = any((self.root / "images" / split).is_dir() for split in self.splits)
-        folder = "images" if self.split == "train" and not divided else f"images/{self.split}"
+        if self.labelled and not has_labels(self.label_root):
+            self.walk_images("", deep=True)  # which says where there are no images either
+            where = self.label_root / "labels"
+            raise NoLabels(f"{where}: no such folder; {self.name} is: {self.layout}")
+        if not self.labelled and not is_divided(self.root) and not has_labels(self.root):
+            return [(image, None) for image in self.walk_images("", deep=True)]
+        folder = f"images/{self.split}"
+        if self.split == "train" and not is_divided(self.root):
+            folder = "images"
         return self.pair_up(self.walk_images(folder, deep=True))
 
     def image_folders(self) -> list[str]:
@@ -53,18 +74,60 @@ class Folder(SegmentationDataset):
         return f"labels/{split_ending(image)[0].removeprefix('images/')}.png"
 
 
+def is_divided(root: Path) -> bool:
+    """Return whether a folder's images are divided into splits."""
+    return any((root / "images" / split).is_dir() for split in Folder.splits)
+
+
+def has_labels(root: Path) -> bool:
+    """Return whether a folder has the layout of labelled images."""
+    return (root / "labels").is_dir()
+
+
+def table_of(dataset: SegmentationDataset) -> dict[str, Any]:
+    """Return the class table of any dataset as what a classes.json would hold.
+
+    Args:
+        dataset: one, or several joined of the same classes.
+    """
+    dataset = getattr(dataset, "datasets", [dataset])[0]
+    ids = dataset.train_to_raw[: dataset.num_classes].tolist()
+    classes = [
+        {"id": number, "name": name, "color": list(colour)}
+        for number, name, colour in zip(ids, dataset.class_names, dataset.palette, strict=True)
+    ]
+    ignored = {}
+    for row in dataset.rows:
+        if row.train_id == IGNORE and is_octet(row.id) and row.id not in ids:
+            ignored[row.id] = {"id": row.id}
+            if row.colour is not None:
+                ignored[row.id]["color"] = list(row.colour)
+    return {"classes": classes, "ignore": list(ignored.values())}
+
+
 def read_class_table(path: Path) -> tuple[Row, ...]:
-    """Read a class table.
+    """Read a class table; see `check_class_table`.
 
     Args:
         path: JSON file as described in `Folder`.
+    Raises:
+        UserError: also an unreadable file.
+    """
+    return check_class_table(path, read_json(path, object, "class table"))
+
+
+def check_class_table(path: Path, table: Any) -> tuple[Row, ...]:
+    """Return the rows of a class table.
+
+    Args:
+        path: for messages.
+        table: what the file holds.
     Returns:
         One row per class in the order of the file, then one per ignored id.
     Raises:
-        UserError: unreadable file, a row with a missing or wrong field, an id that occurs twice,
-            fewer than two classes or more than `MAX_CLASSES`.
+        UserError: a row with a missing or wrong field, an id that occurs twice, fewer than two
+            classes or more than `MAX_CLASSES`.
     """
-    table = read_json(path, object, "class table")
     if isinstance(table, list):
         table = {"classes": table}
     classes = table.get("classes") if isinstance(table, dict) else None

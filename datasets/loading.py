@@ -153,11 +153,23 @@ def join_datasets(datasets: list[Dataset]) -> Dataset:
     """
     first = datasets[0]
     for other in datasets[1:]:
-        if other.class_names != first.class_names:
-            raise UserError(f"{first.name} and {other.name} have different classes")
+        require_same_classes(first, other)
     if len(datasets) == 1:
         return first
     joined = ConcatDataset(datasets)
     for key in ("name", "num_classes", "class_names", "palette", "ignore_index"):
         setattr(joined, key, getattr(first, key))
     return joined
+
+
+def require_same_classes(one: Dataset, other: Dataset) -> None:
+    """Raise UserError that names the first class in which two datasets differ."""
+    if one.class_names == other.class_names:
+        return
+    names = itertools.zip_longest(one.class_names, other.class_names, fillvalue="none")
+    c, (a, b) = next((c, pair) for c, pair in enumerate(names) if pair[0] != pair[1])
+    roots = [getattr(part, "datasets", [part])[0].root for part in (one, other)]
+    raise UserError(
+        f"{one.name} ({roots[0]}) and {other.name} ({roots[1]}) have different classes: class {c} "
+        f"is {a} in the one, {b} in the other"
+    )

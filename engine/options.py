@@ -13,7 +13,7 @@ from engine.command_line import Parser, parse, parser, plain, refuse_idle
 from engine.errors import UserError
 from engine.parsing import at_least, count_or_all, key_value, numbers, scale_range, width_height
 from engine.recipes import RECIPES
-from engine.values import Images, Loading, Saving, Training, Views
+from engine.values import Images, Loading, Saving, Training, Validation, Views
 
 __all__ = ["Parser", "parse", "parser", "plain", "refuse_idle"]
 
@@ -254,12 +254,29 @@ def add_augmentation(parser: Parser, names: Mapping[str, Any]) -> None:
     )
 
 
-def add_validation(parser: Parser) -> None:
-    """Add the labelled images that choose the best checkpoint."""
+def add_validation(parser: Parser, domains: bool = False) -> None:
+    """Add the labelled images that choose the best checkpoint, of one of two domains or of one."""
     group = parser.add_argument_group("validation")
     flag = group.add_argument
-    flag("--val-set", default="val", help="split; default %(default)s")
-    flag("--val-list", metavar="FILE", help="list of `image label` lines")
+    if domains:
+        flag(
+            "--val-on",
+            choices=["auto", "target", "source", "none"],
+            default="auto",
+            help="whose labelled images; auto: the target's, or none where it has no label; "
+            "default %(default)s",
+        )
+    flag(
+        "--val-set",
+        metavar="SPLIT",
+        help="default: val, or every tenth training image where there is no such split",
+    )
+    flag("--val-list", metavar="FILE", help="list of `image label` lines instead of --val-set")
+
+
+def validation(args: argparse.Namespace) -> Validation:
+    """Return which images are validated on."""
+    return Validation(split=args.val_set, list_file=args.val_list)
 
 
 # ------------------------------------------------------------------ images

@@ -32,6 +32,21 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """Which labelled images choose the best checkpoint.
+
+    Attributes:
+        on: target, source or none of them; auto: the target's where it has labels.
+        split: of the dataset; None for val or, where there is none, images held out of training.
+        list_file: instead of a split.
+    """
+
+    on: str = "auto"
+    split: str | None = None
+    list_file: str | None = None
+
+
+@dataclass(frozen=True)
 class Loading:
     """How samples come from the disk.
 

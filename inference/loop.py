@@ -136,8 +136,11 @@ def open_dataset(images: Images, checkpoint: dict, labelled: bool = True) -> Dat
     known = {}
     if dataset in (None, checkpoint.get("dataset")):
         dataset, known = checkpoint["dataset"], checkpoint.get("data", {})
+    known_options = dict(known.get("options", {}))
     if split is None and list_file is None:
         split, list_file = known.get("split"), known.get("list_file")
+    else:
+        known_options.pop("holdout", None)  # which divides the split that it was validated on
     named = replace(
         images,
         dataset=dataset,
@@ -145,7 +148,7 @@ def open_dataset(images: Images, checkpoint: dict, labelled: bool = True) -> Dat
         split=split or "val",
         list_file=list_file,
         size=images.size or checkpoint.get("input_size"),
-        options={**known.get("options", {}), **images.options},
+        options={**known_options, **images.options},
     )
     if "seed" in named.options:  # streets are drawn from it
         options = dict(named.options)

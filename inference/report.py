@@ -13,7 +13,9 @@ from inference.predictor import Predictor
 _GAP, _TITLE = 4, 20  # pixels
 
 
-def print_table(results: dict[str, dict], class_names: list[str], method: str) -> None:
+def print_table(
+    results: dict[str, dict], class_names: list[str], method: str, on: str = "target"
+) -> None:
     """Print the IoU of each network trained, per class, then last and best of each.
 
     Args:
@@ -21,8 +23,9 @@ def print_table(results: dict[str, dict], class_names: list[str], method: str) -
             AdaBN, `finished`; in percent. "source_only" is what "adapted" is compared with.
         class_names: the rows.
         method: what the difference is called.
+        on: whose images they were scored on.
     """
-    print(f"\n{'IoU on the target':>20}" + "".join(f"{name:>14}" for name in results))
+    print(f"\n{f'IoU on the {on}':>20}" + "".join(f"{name:>14}" for name in results))
     for name in class_names:
         ious = [result["iou"][name] for result in results.values()]
         row = "".join(f"{'-' if iou is None else f'{iou:.2f}':>14}" for iou in ious)
@@ -37,7 +40,7 @@ def print_table(results: dict[str, dict], class_names: list[str], method: str) -
         print(line)
     if "source_only" in results:
         gain = results["adapted"]["miou"] - results["source_only"]["miou"]
-        print(f"{method} adds {gain:+.2f} points of target mIoU")
+        print(f"{method} adds {gain:+.2f} points of {on} mIoU")
 
 
 def picture(

@@ -28,16 +28,19 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts re
 PARTS = {"state": dict, "options": dict, "step": int, "best": dict, "last": dict, "digests": dict}
 
 
-def describe(
-    val: Dataset, input_size: tuple[int, int], align_corners: bool, precision: str
-) -> dict[str, Any]:
-    """Return what a published checkpoint says beside its network: how it was scored, on what."""
+def describe(dataset: Dataset, align_corners: bool, precision: str) -> dict[str, Any]:
+    """Return what a published checkpoint says beside its network: how it was scored, on what.
+
+    Args:
+        dataset: that it was scored on or, where it was not, that it is made for.
+        align_corners, precision: how the network runs.
+    """
     return {
-        "dataset": val.name,
-        "classes": val.class_names,
-        "palette": val.palette,
-        "data": val.arguments,
-        "input_size": input_size,
+        "dataset": dataset.name,
+        "classes": dataset.class_names,
+        "palette": dataset.palette,
+        "data": dataset.arguments,
+        "input_size": dataset.size,
         "align_corners": align_corners,
         "precision": precision,
     }
@@ -233,19 +236,22 @@ class Run:
     def scored(
         self,
         model: torch.nn.Module,
-        score: dict,
+        score: dict | None,
         picture: Callable[[], np.ndarray] | None = None,
     ) -> None:
         """Record a validation and publish the model, as best too when it is.
 
         Args:
             model: in any mode.
-            score: of `ConfusionMatrix.summary`.
+            score: of `ConfusionMatrix.summary`; None where nothing is scored.
             picture: of the validation, for TensorBoard; see `Log.show`.
         """
-        self.last = {"step": self.step, **score}
-        self.publish(model, str(self.step), score)
+        self.last = {"step": self.step, **(score or {})}
+        path = self.publish(model, str(self.step), score)
         self._forget_old()
+        if score is None:
+            say(f"step {self.step}  wrote {path}, not scored")
+            return
         if self.best is None or score["miou"] > self.best["miou"]:
             self.best = self.last
             self.publish(model, "best", score)

@@ -1,0 +1,172 @@
+"""People's own data: targets without labels, tables or splits, and what is held out instead."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+import fakedata
+import pseudo_label
+import train_da
+import train_seg
+from datasets import build_dataset
+from datasets.base import NoLabels
+from datasets.folder import table_of
+from engine.errors import UserError
+
+SMALL = """--model compact width=8 norm=batch --input-size 64,48 --num-steps 2 --num-workers 0
+    --save-pred-every 1 --batch-size 2 --method entropy adabn --precision fp32""".split()
+
+
+def photographs(root: Path, names=("0.jpg", "b c/1.PNG", "b c/d/2.jpg", "images/3.jpg")) -> Path:
+    """Write images alone, of two shapes, in folders of any names."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(names):
+        shape = (50, 70, 3) if i % 2 else (70, 50, 3)
+        fakedata.save(root / name, rng.integers(0, 256, shape, dtype=np.uint8))
+    return root
+
+
+def adapt(tmp_path: Path, target: Path, *more: str) -> dict:
+    """Adapt from generated labelled images to `target`; return result.json."""
+    source = tmp_path / "source"
+    if not source.exists():
+        fakedata.make_folder(source, n=12)
+    words = ["--source", "folder", "--data-dir", str(source), "--target", "folder"]
+    words += ["--data-dir-target", str(target), "--snapshot-dir", str(tmp_path / "run")]
+    train_da.main(train_da.parse_args([*words, *SMALL, *more]))
+    return json.loads((tmp_path / "run" / "result.json").read_text())["adapted"]
+
+
+@pytest.mark.parametrize("layout", ["flat", "nested", "images", "images/train", "two rooms"])
+def test_a_target_is_a_folder_of_photographs(layout: str, tmp_path: Path, capsys):
+    names = {
+        "nested": ("0.jpg", "b c/1.PNG", "b c/d/2.jpg", "images/3.jpg"),
+        "two rooms": ("cats/0.jpg", "dogs/0.jpg"),
+    }.get(layout, [f"{'' if layout == 'flat' else layout + '/'}{i}.jpg" for i in range(3)])
+    result = adapt(tmp_path, photographs(tmp_path / "photos", names))
+    said = capsys.readouterr().out
+    assert said.count("warning: ") == 1
+    assert "no such folder: nothing is scored, no checkpoint is the best; --val-on source" in said
+    assert f"target images: folder train: {len(names)} images" in said
+    assert said.rstrip().endswith(f"the last one: {tmp_path}/run/folder_finished.pth")
+    assert result["best"] is None
+    assert result["last"] == {"step": 2}
+    published = {path.name for path in (tmp_path / "run").glob("folder_*.pth")}
+    assert published == {"folder_1.pth", "folder_2.pth", "folder_finished.pth"}
+
+
+def test_what_was_not_scored_goes_on_and_labels_its_target(tmp_path: Path, capsys):
+    target = photographs(tmp_path / "photos")
+    adapt(tmp_path, target, "--num-steps-stop", "1")
+    adapt(tmp_path, target)
+    assert "resuming" in capsys.readouterr().out
+    last, out = str(tmp_path / "run" / "folder_2.pth"), str(tmp_path / "pseudo")
+    words = ["--restore-from", last, "--set", "train", "--threshold", "0", "--num-workers", "0"]
+    pseudo_label.main(pseudo_label.parse_args([*words, "--save", out]))
+    assert len((tmp_path / "pseudo" / "list.txt").read_text().splitlines()) == 4
+    adapt(tmp_path, target, "--method", "pseudo", "--pseudo-labels", out, "--num-steps", "3",
+          "--snapshot-dir", str(tmp_path / "student"))  # fmt: skip
+    assert (tmp_path / "student" / "folder_3.pth").exists()
+
+
+def test_a_target_without_a_table_is_scored_by_the_sources(tmp_path: Path, capsys):
+    target = fakedata.make_folder(tmp_path / "target", n=3)
+    (target / "classes.json").unlink()
+    result = adapt(tmp_path, target)
+    assert result["last"]["classes_scored"] == 3
+    words = ["--restore-from", str(tmp_path / "run" / "folder_2.pth"), "--num-workers", "0"]
+    evaluate.main(evaluate.parse_args(words))  # the checkpoint knows the table
+    assert f"===> mIoU: {round(result['last']['miou'], 2)}" in capsys.readouterr().out
+
+
+def test_validation_on_the_source_or_on_nothing(tmp_path: Path, capsys):
+    target = photographs(tmp_path / "photos")
+    result = adapt(tmp_path, target, "--val-on", "source")
+    said = capsys.readouterr().out
+    assert "warning" not in said
+    assert "validation images: folder val: 12 images" in said
+    assert "IoU on the source" in said
+    assert result["best"]["miou"] > 0
+    labelled = fakedata.make_folder(tmp_path / "labelled")
+    more = ["--val-on", "none", "--snapshot-dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="made with other options"):
+        adapt(tmp_path, labelled, *more)
+    with pytest.raises(UserError, match=r"photos/labels: no such folder; folder is: ROOT/images"):
+        adapt(tmp_path, target, "--val-on", "target", "--snapshot-dir", str(tmp_path / "other"))
+
+
+def test_some_missing_labels_are_a_mistake_and_none_is_no_label(tmp_path: Path):
+    make = {"gta5": fakedata.make_gta5, "folder": fakedata.make_folder}
+    for name, function in make.items():
+        root = function(tmp_path / name)
+        labels = sorted((root / "labels").rglob("*.png"))
+        labels[0].unlink()
+        with pytest.raises(UserError, match="no such label") as met:
+            build_dataset(name, root, split="train")
+        assert not isinstance(met.value, NoLabels)
+        for label in labels[1:]:
+            label.unlink()
+        with pytest.raises(NoLabels):
+            build_dataset(name, root, split="train")
+
+
+def test_classes_that_differ_are_named(tmp_path: Path):
+    target = fakedata.make_folder(tmp_path / "target")
+    table = json.loads((target / "classes.json").read_text())
+    table["classes"][1]["name"] = "tree"
+    (target / "classes.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"class 1 is plant in the one, tree in the other"):
+        adapt(tmp_path, target)
+
+
+def test_every_table_can_be_taken_by_a_folder(tmp_path: Path):
+    made = fakedata.make_cityscapes(tmp_path / "cityscapes")
+    cityscapes = build_dataset("cityscapes", made, split="val")
+    folder = fakedata.make_folder(tmp_path / "mine")
+    taken = build_dataset("folder", folder, split="val", labelled=False,
+                          classes=table_of(cityscapes))  # fmt: skip
+    assert taken.class_names == cityscapes.class_names
+    assert taken.palette == [tuple(colour) for colour in cityscapes.palette]
+    assert (taken.lookup == cityscapes.lookup)[:34].all()
+
+
+# ------------------------------------------------------------------ held out
+
+
+def test_every_tenth_image_is_held_out_where_there_is_no_val(tmp_path: Path, capsys):
+    root = fakedata.make_folder(tmp_path / "mine", n=21, splits=("train",))
+    how = {"split": "train", "seed": 3}
+    whole = build_dataset("folder", root, **how).pairs
+    held_out = build_dataset("folder", root, **how, holdout="only").pairs
+    rest = build_dataset("folder", root, **how, holdout="leave").pairs
+    assert len(held_out) == 3
+    assert sorted(held_out + rest) == sorted(whole)
+    assert build_dataset("folder", root, split="train", seed=4, holdout="only").pairs == held_out
+    words = ["--dataset", "folder", "--data-dir", str(root), "--snapshot-dir", str(tmp_path / "r")]
+    small = [word for word in SMALL if word not in ("--method", "entropy", "adabn")]
+    train_seg.main(train_seg.parse_args([*words, *small]))
+    said = capsys.readouterr().out
+    assert "training images: folder train: 18 images; 64x48; left out: 3 held out for val" in said
+    assert "validation images: folder train: 3 images; 64x48; left out: 18 to train on" in said
+    best = ["--restore-from", str(tmp_path / "r" / "folder_best.pth"), "--num-workers", "0"]
+    evaluate.main(evaluate.parse_args(best))
+    assert "images train, count 3," in capsys.readouterr().out
+    evaluate.main(evaluate.parse_args([*best, "--set", "train"]))
+    assert "images train, count 21," in capsys.readouterr().out
+
+
+def test_datasets_without_a_split_for_validation_hold_out_too(tmp_path: Path, capsys):
+    root = fakedata.make_gta5(tmp_path / "gta5", n=11)
+    words = ["--dataset", "gta5", "--data-dir", str(root), "--snapshot-dir", str(tmp_path / "r")]
+    small = [word for word in SMALL if word not in ("--method", "entropy", "adabn")]
+    train_seg.main(train_seg.parse_args([*words, *small]))
+    assert "validation images: gta5 train: 2 images" in capsys.readouterr().out
+
+
+def test_one_image_cannot_be_divided(tmp_path: Path):
+    root = fakedata.make_folder(tmp_path / "mine", n=1, splits=("train",))
+    with pytest.raises(UserError, match="one image cannot be divided"):
+        build_dataset("folder", root, split="train", holdout="leave")
