@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 
 from datasets.base import SegmentationDataset
 from engine.errors import UserError
+from engine.locks import waited_for
 
 FORMAT = 2  # of the file, and of the pixels in it: a change of either is another number
 
@@ -148,13 +148,9 @@ def open_allocated(path: Path, size: int) -> BinaryIO:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
     except OSError as error:
         raise UserError(f"cannot write --cache {path.parent}: {error.strerror}") from error
-    fcntl.flock(file, fcntl.LOCK_EX)  # one process reserves, the others find it done
     try:
-        have = os.fstat(file.fileno())
-        if have.st_size < size:
-            if shutil.disk_usage(path.parent).free < size - 512 * have.st_blocks:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.posix_fallocate(file.fileno(), 0, size)
+        with waited_for(file):  # one process reserves, the others find it done
+            _reserve(file, size, path.parent)
     except OSError as error:
         path.unlink(missing_ok=True)
         file.close()
@@ -163,5 +159,16 @@ def open_allocated(path: Path, size: int) -> BinaryIO:
             f"--cache {path.parent}: {path.name} needs {size / 1e9:.3f} GB, "
             f"{free / 1e9:.3f} GB are free: {error.strerror}"
         ) from error
-    fcntl.flock(file, fcntl.LOCK_UN)
     return file
+
+
+def _reserve(file: BinaryIO, size: int, folder: Path) -> None:
+    have = os.fstat(file.fileno())
+    if have.st_size >= size:
+        return
+    if shutil.disk_usage(folder).free < size - 512 * getattr(have, "st_blocks", 0):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:  # macOS: the disk may yet fill up
+        file.truncate(size)

@@ -76,7 +76,8 @@ def whole(
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=".tmp")
     try:
         with os.fdopen(handle, mode) as file:
-            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are private
+            if hasattr(os, "fchmod"):  # not on Windows
+                os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are private
             yield file
             file.flush()
             if sync:
@@ -95,7 +96,8 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         UserError: the file is a link, another user's, or cannot be written.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
             status = os.fstat(file.fileno())

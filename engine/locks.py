@@ -7,7 +7,9 @@ import socket
 import stat
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from engine.errors import UserError
 
@@ -97,6 +99,30 @@ class FolderLock:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
         self._file.close()
+
+
+@contextlib.contextmanager
+def waited_for(file: IO) -> Iterator[bool]:
+    """Run the block while no other process runs one with the same file, after waiting for it.
+
+    An aid, too: where the system or the file system has no locks, the block runs at once.
+
+    Yields:
+        whether there are locks.
+    """
+    locked = False
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            locked = True
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+    try:
+        yield locked
+    finally:
+        if locked and not file.closed:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _open(path: Path) -> int:

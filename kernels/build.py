@@ -4,14 +4,18 @@ SEGSHIFT_KERNELS=auto (default) compiles what it can and falls back to the refer
 warning; `reference` never compiles; `require` turns every reason to fall back into an error.
 
 A library lives in a folder named by everything that shapes it (sources, torch, CUDA, flags,
-architectures), below TORCH_EXTENSIONS_DIR, ~/.cache/segshift or the temporary folder, whichever
-can be written first. A finished build is marked by a file `complete`: later imports neither lock
-nor import torch's build system, which costs more than everything else here.
+architectures), below TORCH_EXTENSIONS_DIR, ~/.cache/segshift or the temporary folder: the first
+that can be written and that nobody else can write. A finished one (see `cache`) is loaded without
+a lock and without importing torch's build system, which costs more than everything else here; one
+that is damaged, or that fails to load, is built once again.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
+import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -22,12 +26,16 @@ from pathlib import Path
 
 import torch
 
+from engine import locks
 from engine.errors import UserError
+from kernels import cache, toolkit
 
 MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent
 LAST_LINES = 15
 OPERATIONS = ("confusion", "confidence", "vote", "mix", "upsample")
+FORMAT = 2  # of what lies beside a library
+FAILED_TO_LOAD = "it failed to load"
 SOURCES = {
     "cpu": [f"{name}_cpu.cpp" for name in OPERATIONS],
     "cuda": [f"{name}_cuda.cu" for name in OPERATIONS],
@@ -55,124 +63,166 @@ def load() -> dict[str, str]:
         raise UserError(f"SEGSHIFT_KERNELS={mode}: choose one of {', '.join(MODES)}")
     if mode == "reference":
         return dict.fromkeys(("cpu", "cuda"), "reference: SEGSHIFT_KERNELS=reference")
+    if not hasattr(os, "getuid"):
+        return dict.fromkeys(("cpu", "cuda"), "reference: no kernels are written for Windows")
     if {"-h", "--help"} & set(sys.argv[1:]):
         return dict.fromkeys(("cpu", "cuda"), "reference: --help compiles nothing")
     served_by = {"cpu": _load("cpu", "C++", mode)}
-    absent = _why_no_cuda()
+    absent = toolkit.why_not()
     if absent and mode == "require" and torch.cuda.is_available():
         raise RuntimeError(f"SEGSHIFT_KERNELS=require, but no CUDA kernels: {absent}")
     served_by["cuda"] = f"reference: {absent}" if absent else _load("cuda", "CUDA", mode)
     return served_by
 
 
-def _why_no_cuda() -> str:
-    """Name what is missing for a CUDA build; empty if nothing is."""
-    if torch.version.cuda is None:
-        return "this torch is built without CUDA"
-    if not torch.cuda.is_available() and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return "no CUDA device, and TORCH_CUDA_ARCH_LIST is not set"
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    if not shutil.which("nvcc") and not any(Path(h, "bin/nvcc").exists() for h in homes if h):
-        return "no nvcc: install the CUDA toolkit or set CUDA_HOME"
-    return ""
-
-
 def _load(device: str, language: str, mode: str) -> str:
     try:
         path = _find_or_compile(device)
-        torch.ops.load_library(path)
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            path = _find_or_compile(device, f"{FAILED_TO_LOAD}: {_innermost(error)}")
+            torch.ops.load_library(path)
     except Exception as error:  # whatever a toolchain can throw: the reference still serves
-        reason = "\n".join(str(error).strip().splitlines()[-LAST_LINES:])
+        lines = str(_innermost(error)).strip().splitlines() or [repr(error)]
+        reason = "\n".join(lines[-LAST_LINES:])
         if mode == "require":
             raise RuntimeError(
                 f"SEGSHIFT_KERNELS=require, but no {language} kernels: {reason}"
             ) from error
+        failed = f"{language} failed to {'load' if isinstance(error, OSError) else 'build'}"
         warnings.warn(
-            f"slower plain-torch kernels serve {device}, as the {language} ones failed to build:\n"
+            f"slower plain-torch kernels serve {device}, as {failed}:\n"
             f"{reason}\nSEGSHIFT_KERNELS=reference silences this.",
             stacklevel=2,
         )
-        return f"reference: {language} failed to build"
-    return f"{language} ({path})"
+        return f"reference: {failed}: {_cause(lines)}"
+    rebuilt = (cache.record(path.parent) or {}).get("rebuilt")
+    return f"{language} ({path})" + (f", rebuilt: {rebuilt}" if rebuilt else "")
 
 
-def _find_or_compile(device: str) -> Path:
+def _innermost(error: BaseException) -> BaseException:
+    """Return what the system said: torch names only the library that it could not load."""
+    while isinstance(error, OSError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _cause(lines: list[str]) -> str:
+    """Return the line that names the cause: of a compiler's many, the first that says so."""
+    named = [line for line in lines if re.search(r"error: |not found|[Cc]annot (find|open)", line)]
+    return " ".join((named or lines[-1:])[0].split())
+
+
+def _find_or_compile(device: str, fault: str = "") -> Path:
+    """Return the library of a device, built if there is none or the one there is not whole.
+
+    Args:
+        device: a key of SOURCES.
+        fault: why the one that is there has to be built again, which is done once.
+    """
     name = f"segshift_{device}"
     sources = [HERE / file for file in SOURCES[device]]
-    architectures = _architectures() if device == "cuda" else ""
-    key = [torch.__version__, torch.version.cuda, sys.platform, os.uname().machine, architectures]
+    architectures = toolkit.architectures() if device == "cuda" else ""
+    key = [
+        FORMAT,
+        torch.__version__,
+        torch.version.cuda,
+        sys.platform,
+        platform.machine(),
+        architectures,
+    ]
     key += CPU_FLAGS + CUDA_FLAGS
     key += [file.read_text() for file in [*sources, *sorted(HERE.glob("*.h"))]]
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    folders = [base / f"{name}_{digest}" for base in _cache_folders()]
-    for folder in folders:
-        if (folder / "complete").exists():
-            return folder / f"{name}.so"
+    folders = [root / f"{name}_{digest}" for root in cache.roots()]
+    if not fault:
+        for folder in filter(_may_be_used, folders):
+            if cache.fault(folder / f"{name}.so") == "":
+                return folder / f"{name}.so"
     folder = _first_writable(folders)
-    with _locked(folder / "segshift.lock"):
-        if not (folder / "complete").exists():  # else another process built while this one waited
-            # torch waits for ever on its own lock if the process that made it was killed.
-            (folder / "lock").unlink(missing_ok=True)
-            print(f"compiling {name}, once on this machine", file=sys.stderr, flush=True)
-            _compile(name, sources, folder, architectures)
-            (folder / "complete").touch()
-    return folder / f"{name}.so"
+    library = folder / f"{name}.so"
+    with (folder / "segshift.lock").open("a") as lock, locks.waited_for(lock) as alone:
+        found = cache.fault(library)
+        if found == "" and not _rebuilt_for(fault, library):
+            found = fault
+        if found != "":  # else another process built while this one waited
+            again = f" again, as {found}" if found else ""
+            for left in folder.glob("build-*") if alone else ():  # by builds that were killed
+                shutil.rmtree(left, ignore_errors=True)
+            print(f"compiling {name}, once on this machine{again}", file=sys.stderr, flush=True)
+            _compile(name, sources, library, architectures, found or "")
+    return library
 
 
-def _architectures() -> str:
-    """Return TORCH_CUDA_ARCH_LIST, or the compute capabilities of the visible devices."""
-    if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return listed
-    devices = range(torch.cuda.device_count())
-    return ";".join(sorted({"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in devices}))
+def _rebuilt_for(fault: str, library: Path) -> bool:
+    noted = cache.record(library.parent) or {}
+    return not fault or str(noted.get("rebuilt")).startswith(FAILED_TO_LOAD)
 
 
-def _cache_folders() -> list[Path]:
-    folders = [Path(os.environ.get("TORCH_EXTENSIONS_DIR") or "~/.cache/segshift").expanduser()]
-    temporary = Path(tempfile.gettempdir()) / f"segshift-{os.getuid()}"
-    # Anyone may have made that one: what another user put there must not be loaded.
-    if not temporary.exists() or temporary.stat().st_uid == os.getuid():
-        folders.append(temporary)
-    return folders
+def _may_be_used(folder: Path) -> bool:
+    """Say whether libraries may be loaded from a folder; warn where others could have put them."""
+    try:
+        cache.check(folder)
+    except cache.Refused as refusal:
+        _warn(f"no library is kept or loaded there: {refusal}")
+        return False
+    except OSError:  # none there yet, or none that can be read
+        return False
+    return True
+
+
+@functools.cache
+def _warn(sentence: str) -> None:
+    print(f"warning: kernels: {sentence}", file=sys.stderr, flush=True)
 
 
 def _first_writable(folders: list[Path]) -> Path:
     for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            cache.make(folder)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
-    raise RuntimeError(f"none of {', '.join(map(str, folders))} can be written")
+        except cache.Refused as refusal:
+            _warn(f"no library is kept or loaded there: {refusal}")
+        except OSError:
+            continue
+    raise RuntimeError(f"none of {', '.join(map(str, folders))} can be used to keep the library")
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an operating system lock, which dies with its process."""
-    import fcntl  # not on Windows, where the reference has to do
-
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _compile(name: str, sources: list[Path], folder: Path, architectures: str) -> None:
+def _compile(
+    name: str, sources: list[Path], library: Path, architectures: str, rebuilt: str
+) -> None:
+    """Build a library in a folder of its own, and put it into its place."""
     from torch.utils import cpp_extension  # half a second that a warm start does not pay
 
     # The virtual environment's ninja need not be on PATH, say under `.venv/bin/python train.py`.
     environment = {"PATH": sysconfig.get_path("scripts") + os.pathsep + os.environ.get("PATH", "")}
-    if architectures:
-        environment["TORCH_CUDA_ARCH_LIST"] = architectures
-    with _environment(environment):
-        cpp_extension.load(
-            name,
-            [str(source) for source in sources],
-            extra_cflags=CPU_FLAGS,
-            extra_cuda_cflags=CUDA_FLAGS,
-            extra_ldflags=["-fopenmp"] if "-fopenmp" in CPU_FLAGS else [],
-            build_directory=str(folder),
-            with_cuda=sources[0].suffix == ".cu",
-            is_python_module=False,
-        )
+    if sources[0].suffix == ".cu":
+        cpp_extension.CUDA_HOME = toolkit.home()
+        kept = toolkit.known_architectures(architectures, cpp_extension.CUDA_HOME)
+        environment["TORCH_CUDA_ARCH_LIST"] = kept
+        print(f"with {cpp_extension.CUDA_HOME} for {kept}", file=sys.stderr, flush=True)
+    with (
+        tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder,
+        _environment(environment),
+    ):
+        try:
+            cpp_extension.load(
+                name,
+                [str(source) for source in sources],
+                extra_cflags=CPU_FLAGS,
+                extra_cuda_cflags=CUDA_FLAGS,
+                extra_ldflags=["-fopenmp"] if "-fopenmp" in CPU_FLAGS else [],
+                build_directory=folder,
+                with_cuda=sources[0].suffix == ".cu",
+                is_python_module=False,
+            )
+        except OSError:  # built, but it cannot be loaded: our caller says so
+            if not list(Path(folder).glob("*.so")):
+                raise
+        (built,) = Path(folder).glob("*.so")  # torch numbers the second one of a process
+        cache.finish(built, library, rebuilt)
 
 
 @contextlib.contextmanager

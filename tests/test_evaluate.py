@@ -62,6 +62,18 @@ def test_evaluate_scores_saves_and_scores_what_it_saved(checkpoint, camvid, tmp_
     assert not (saved / "label_ids").exists()  # CamVid's own ids are the train ids
 
 
+def test_evaluate_where_the_system_has_no_fcntl(checkpoint, camvid, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['fcntl'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    saved, cache = tmp_path / "saved", tmp_path / "cache"
+    words = ["--restore-from", checkpoint, "--save", saved, *on_camvid(camvid)]
+    for more in ([], ["--cache", cache]):
+        done = script("evaluate.py", *words, *more)
+        assert done.returncode == 0, done.stderr
+        assert "===> mIoU: " in done.stdout
+        assert "fcntl" not in done.stderr
+
+
 def test_evaluate_several_checkpoints(checkpoint, camvid, tmp_path, capsys):
     other = tmp_path / "other.pth"
     names = open_camvid(camvid).class_names

@@ -87,6 +87,25 @@ def test_without_fcntl_it_goes_on(tmp_path: Path, monkeypatch):
     other.release(remove=True)
 
 
+@pytest.mark.parametrize("without", ["no module", errno.ENOSYS, errno.ENOLCK])
+def test_waiting_goes_on_without_locks(without: object, tmp_path: Path, monkeypatch):
+    with (tmp_path / "file").open("w") as one, (tmp_path / "file").open("w") as other:
+        with locks.waited_for(one) as alone:
+            assert alone
+            with pytest.raises(BlockingIOError):
+                locks.fcntl.flock(other, locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB)
+        if without == "no module":
+            monkeypatch.setattr(locks, "fcntl", None)
+        else:
+            monkeypatch.setattr(locks.fcntl, "flock", lambda *_: no_locks(without))
+        with locks.waited_for(one) as alone, locks.waited_for(other):
+            assert not alone
+
+
+def no_locks(number: int):
+    raise OSError(number, os.strerror(number))
+
+
 def test_a_full_disk_is_named_with_its_file(tmp_path: Path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

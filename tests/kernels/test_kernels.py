@@ -4,11 +4,8 @@ import itertools
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import sysconfig
-import time
 from pathlib import Path
 
 import numpy as np
@@ -609,140 +606,6 @@ def test_inductor_equals_eager():
 
 
 # ---- building ----------------------------------------------------------------------------------
-
-BUILD_TINY = """
-import sys
-from kernels import build
-build.SOURCES["cpu"] = [sys.argv[1]]
-print(build._find_or_compile("cpu"))
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """Return a source that compiles at once, and an environment in which builds are logged."""
-    source, compiler = tmp_path / "tiny.cpp", tmp_path / "compiler"
-    source.write_text("int nothing() { return 0; }\n")
-    compiler.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/runs\n$BEFORE\nexec c++ "$@"\n')
-    compiler.chmod(0o755)
-    environment = {
-        **os.environ,
-        "CXX": str(compiler),
-        "SEGSHIFT_KERNELS": "reference",
-        "TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"),
-    }
-    return source, environment
-
-
-def start(command, environment):
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process):
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return output, errors
-
-
-def test_processes_at_once_build_once(tiny, tmp_path):
-    source, environment = tiny
-    started = [start(["-c", BUILD_TINY, source], environment) for _ in range(4)]
-    paths = {finish(process)[0] for process in started}
-    assert len(paths) == 1
-    assert Path(paths.pop().strip()).is_file()
-    assert (tmp_path / "runs").read_text().count(f"-c {source}") == 1
-
-
-def test_build_after_a_killed_one(tiny, tmp_path):
-    source, environment = tiny
-    killed = start(["-c", BUILD_TINY, source], {**environment, "BEFORE": "sleep 600"})
-    while not (tmp_path / "runs").exists():
-        assert killed.poll() is None, killed.communicate()
-        time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert list(tmp_path.glob("cache/*/lock"))  # which torch alone would wait for, for ever
-    assert Path(finish(start(["-c", BUILD_TINY, source], environment))[0].strip()).is_file()
-
-
-def test_build_without_home_or_ninja_on_the_path(tiny, tmp_path):
-    if not Path(sysconfig.get_path("scripts"), "ninja").exists():
-        pytest.skip("this environment has no ninja of its own")
-    source, environment = tiny
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for tool in ("c++", "as", "ld", "sh", "which"):
-        found = subprocess.run(["which", tool], capture_output=True, text=True).stdout.strip()
-        (tools / tool).symlink_to(found)
-    environment.update(PATH=str(tools), HOME="/dev/null/nowhere", TMPDIR=str(tmp_path))
-    del environment["TORCH_EXTENSIONS_DIR"]
-    path, _ = finish(start(["-c", BUILD_TINY, source], environment))
-    assert Path(path).is_relative_to(tmp_path)
-
-
-def test_failed_build_warns_or_raises(tmp_path):
-    environment = {**os.environ, "CXX": "/nowhere/c++", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
-    auto = start(["-m", "kernels"], {**environment, "SEGSHIFT_KERNELS": "auto"})
-    require = start(["-m", "kernels"], {**environment, "SEGSHIFT_KERNELS": "require"})
-    output, errors = finish(auto)
-    assert "cpu: reference: C++ failed to build" in output
-    assert errors.count("UserWarning") == 1
-    assert "/nowhere/c++" in errors
-    assert "SEGSHIFT_KERNELS=reference silences this" in errors
-    _, errors = require.communicate(timeout=60)
-    assert require.returncode != 0
-    assert "SEGSHIFT_KERNELS=require, but no C++ kernels" in errors
-
-
-def test_modes_and_the_cost_of_a_warm_import():
-    if not kernels.backend("cpu").startswith("C++"):
-        pytest.skip("the C++ kernels are not compiled")
-    report = "import sys, kernels; print(kernels.backend('cpu'), 'setuptools' in sys.modules,"
-    report += "'torch.utils.cpp_extension' in sys.modules)"
-    processes = {
-        mode: start(["-c", report], {**os.environ, "SEGSHIFT_KERNELS": mode})
-        for mode in ("require", "auto", "reference", "fast")
-    }
-    for mode in ("require", "auto"):  # one file in both: what is tested in one holds in the other
-        assert finish(processes[mode])[0].strip() == f"{kernels.backend('cpu')} False False"
-    output, errors = finish(processes["reference"])
-    assert output.startswith("reference: SEGSHIFT_KERNELS=reference")
-    assert errors == ""
-    _, errors = processes["fast"].communicate(timeout=60)
-    assert "SEGSHIFT_KERNELS=fast: choose one of auto, reference, require" in errors
-
-
-def test_what_a_cuda_build_needs(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert build._why_no_cuda() == "this torch is built without CUDA"
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    assert build._why_no_cuda() == "no CUDA device, and TORCH_CUDA_ARCH_LIST is not set"
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/nvcc").touch()
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert build._why_no_cuda() == ""
-    assert build._architectures() == "8.0;9.0"
-
-
-def test_cache_in_a_temporary_folder_of_another_user_is_not_used(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/dev/null/nowhere")
-    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
-    (tmp_path / f"segshift-{os.getuid()}").mkdir()
-    assert len(build._cache_folders()) == 2
-    monkeypatch.setattr(os, "getuid", lambda: 12345)
-    (tmp_path / "segshift-12345").mkdir()
-    assert build._cache_folders() == [Path("/dev/null/nowhere")]
 
 
 def test_nvcc_compiles_the_cuda_sources(tmp_path):
