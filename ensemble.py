@@ -1,9 +1,8 @@
 """Let several predictions of the same images vote, pixel by pixel.
 
-Folders of label PNGs, as evaluate.py --save and pseudo_label.py write them:
+Folders of label PNGs, as evaluate.py --save, pseudo_label.py and this write them, or flat ones:
 
-    python ensemble.py --predictions runs/a/train_ids runs/b/train_ids runs/c/train_ids \\
-        --save runs/vote
+    python ensemble.py --predictions runs/a runs/b runs/c --save runs/vote
 
 Networks, each voting with its class, or with its probabilities where --soft is given:
 
@@ -38,7 +37,8 @@ import kernels
 from datasets import write_label_png
 from engine.device import pick_device
 from engine.errors import UserError
-from inference import label_folders, loop, predictor, submissions, votes
+from engine.files import UNFINISHED, refuse_replacing
+from inference import label_folders, loop, outputs, predictor, submissions, votes
 
 # flags that act on networks alone, and those that say which images have labels
 FOR_NETWORKS = {"soft", "input_size", "batch_size", "scales", "flip", "slide", "align_corners"}
@@ -140,7 +140,7 @@ def vote_submissions(args) -> None:
     members = [submissions.Submission(path, num_classes) for path in args.csv]
     truth = [submissions.Submission(args.truth, 256)] if args.select else []
     submissions.check_same_images([*members, *truth])
-    label_folders.writable_folder(Path(args.save).parent)
+    outputs.writable_folder(Path(args.save).parent)
     if Path(args.save).is_dir():
         raise UserError(f"--save {args.save} is a folder: name a file for --csv")
     first, images = members[0], members[0].images
@@ -165,11 +165,16 @@ def vote_submissions(args) -> None:
 def vote_folders(args) -> None:
     """Vote over the PNGs of --predictions."""
     members = label_folders.same_images(args.predictions)
+    look = outputs.Look(label_folders.palette_of(args.predictions))
+    inputs = [path for pngs in members for path in pngs.values()]
+    outputs.check_inputs_stay(args.save, look.kinds, members[0], inputs)
     chosen = list(range(len(members)))
     if args.select:
         dataset = loop.open_dataset(options.images(args), checkpoint={})
         chosen = select_folders(args.predictions, args.predictions, dataset, args.weights)
-    save_votes(args, args.predictions, chosen, folder_ballots(only(chosen, members)))
+    with outputs.held(args.save) as folder:
+        ballots = folder_ballots(only(chosen, members))
+        save_votes(args, folder, args.predictions, chosen, look, ballots)
 
 
 def vote_checkpoints(args) -> None:
@@ -185,26 +190,30 @@ def vote_checkpoints(args) -> None:
         align_corners=args.align_corners,
         views=options.views(args),
     )
-    for folder in filter(None, [args.save, args.agreement]):
-        label_folders.check_files_stay(dataset, folder)
+    look = outputs.Look.of(dataset)
+    outputs.check_data_stay(args.save, look.kinds, dataset)
+    if args.agreement:
+        stems = label_folders.stems(dataset).values()
+        shares = [Path(args.agreement, f"{stem}.png") for stem in stems]
+        refuse_replacing(shares, (p for i in range(len(dataset)) for p in dataset.paths(i)))
     voters = votes.Voters(predictor.Ensemble(networks, args.weights), args.soft)
     loading = options.loading(args)
     batches = loop.predict(voters, dataset, loading, batch_size=args.batch_size)
     images = network_ballots(batches, dataset, len(names))
-    if not args.select:
-        save_votes(args, names, list(range(len(names))), images)
-        return
-    # every round of the choice reads the ballots again: each network runs once
-    save = label_folders.writable_folder(args.save)
-    with tempfile.TemporaryDirectory(dir=save, prefix=".members-") as scratch:
-        folders = [f"{scratch}/{i}" for i in range(len(names))]
-        with label_folders.Writers() as write:
-            for stem, ballots, palette, _ in images:
-                for folder, ids in zip(folders, ballots.numpy(), strict=True):
-                    write(write_label_png, Path(folder, f"{stem}.png"), ids, palette)
-        chosen = select_folders(folders, names, dataset, args.weights)
-        members = label_folders.same_images(only(chosen, folders))
-        save_votes(args, names, chosen, folder_ballots(members))
+    with outputs.held(args.save) as folder:
+        if not args.select:
+            save_votes(args, folder, names, list(range(len(names))), look, images)
+            return
+        # every round of the choice reads the ballots again: each network runs once
+        with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as scratch:
+            folders = [f"{scratch}/{i}" for i in range(len(names))]
+            with outputs.Writers() as write:
+                for stem, ballots, _ in images:
+                    for member, ids in zip(folders, ballots.numpy(), strict=True):
+                        write(write_label_png, Path(member, f"{stem}.png"), ids)
+            chosen = select_folders(folders, names, dataset, args.weights)
+            members = label_folders.same_images(only(chosen, folders))
+            save_votes(args, folder, names, chosen, look, folder_ballots(members))
 
 
 def network_ballots(batches: Iterable[tuple], dataset, num_members: int) -> Iterator[tuple]:
@@ -213,7 +222,7 @@ def network_ballots(batches: Iterable[tuple], dataset, num_members: int) -> Iter
     for batch, maps, _ in batches:
         for name, ids in zip(batch["name"], maps.cpu(), strict=True):
             vote = ids[num_members] if len(ids) > num_members else None
-            yield stems[name], ids[:num_members], dataset.palette, vote
+            yield stems[name], ids[:num_members], vote
 
 
 def select_folders(folders: list[str], names: list[str], dataset, weights) -> list[int]:
@@ -229,27 +238,37 @@ def select_folders(folders: list[str], names: list[str], dataset, weights) -> li
     )
 
 
-def save_votes(args, names: list[str], chosen: list[int], images: Iterable[tuple]) -> None:
+def save_votes(
+    args,
+    folder: Path,
+    names: list[str],
+    chosen: list[int],
+    look: outputs.Look,
+    images: Iterable[tuple],
+) -> None:
     """Write the vote on every image, and the agreement if asked to; print the table.
 
     Args:
         args: of the command line.
+        folder: for the votes.
         names: of all members.
         chosen: those whose ballots come.
-        images: the file name without suffix, ballots uint8 [M,H,W], the palette, and the vote
-            uint8 [H,W], None for one vote (or weight) each.
+        look: what is written of a vote.
+        images: the file name without suffix, ballots uint8 [M,H,W], and the vote uint8 [H,W], None
+            for one vote (or weight) each.
     """
     weights, agreement = only(chosen, args.weights), votes.Agreement(len(chosen))
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(label_folders.whole_folder(args.save))
+        unfinished = stack.enter_context(outputs.whole_folder(folder))
         if args.agreement:
-            shares = stack.enter_context(label_folders.whole_folder(args.agreement))
-        write = stack.enter_context(label_folders.Writers())
-        for stem, ballots, palette, vote in images:
+            held = stack.enter_context(outputs.held(args.agreement))
+            shares = stack.enter_context(outputs.whole_folder(held))
+        write = stack.enter_context(outputs.Writers())
+        for stem, ballots, vote in images:
             if vote is None:
                 vote = kernels.hard_vote(ballots, label_folders.VOID, weights)
             agreement.update(ballots, vote)
-            write(write_label_png, folder / f"{stem}.png", vote.numpy(), palette)
+            look.write(write, unfinished, stem, vote.numpy())
             if args.agreement:
                 share = votes.agreeing_share(ballots, vote, weights)
                 write(write_label_png, shares / f"{stem}.png", share)
@@ -265,9 +284,13 @@ def report(agreement, names: list[str], save: str) -> None:
 
 def folder_ballots(members: list[dict[str, Path]]) -> Iterator[tuple]:
     """Return what `save_votes` takes, from folders of PNGs."""
-    own = [list(members[0])[i] for i in processes.share(len(members[0]))]
-    paths = {stem: [pngs[stem] for pngs in members] for stem in own}
-    return ahead(lambda stem: (stem, *label_folders.read_together(paths[stem]), None), paths)
+    stems = list(members[0])
+    own = [stems[i] for i in processes.share(len(stems))]
+
+    def read(stem: str) -> tuple:
+        return stem, label_folders.read_together([pngs[stem] for pngs in members]), None
+
+    return ahead(read, own)
 
 
 def ahead(read: Callable, items) -> Iterator:

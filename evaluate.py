@@ -15,22 +15,22 @@ The lines `===>class:` and `===> mIoU:` are AdaptSegNet's; the line before them 
 label_ids/ (what the Cityscapes server takes). --predictions scores such a folder again.
 """
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine import options, processes, start  # first: it says what is to be installed
 
 # isort: split
 
-from datasets import write_label_png
 from datasets.loading import make_loader
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import write_text
-from inference import label_folders, loop
+from inference import label_folders, loop, outputs
 from inference.metrics import ConfusionMatrix, plain
 from models import MODELS
 
@@ -87,7 +87,7 @@ def check(args) -> None:
     if args.save and len(set(names)) < len(names):
         raise UserError("--save makes a folder for each checkpoint, and two have the same name")
     if args.json:
-        label_folders.writable_folder(Path(args.json).parent)
+        outputs.writable_folder(Path(args.json).parent)
 
 
 def score_checkpoint(args, path: str) -> dict:
@@ -103,21 +103,14 @@ def score_checkpoint(args, path: str) -> dict:
         views=options.views(args),
     )
     scored = scored_classes(args.classes, dataset)
-    if args.save:
-        several = len(args.restore_from) > 1
-        folder = label_folders.writable_folder(Path(args.save, Path(path).stem if several else ""))
-        stems = label_folders.stems(dataset)
-
     sizes = {"input": set(), "label": set()}
     start = time.perf_counter()
-    with label_folders.Writers() as write:
+    with saving(args, path, dataset) as save:
 
         def note(batch: dict, pred) -> None:
             sizes["input"].add(tuple(batch["image"].shape[-2:]))
             sizes["label"].add(tuple(pred.shape[-2:]))
-            if args.save:
-                for name, ids in zip(batch["name"], pred.cpu().numpy(), strict=True):
-                    save(write, folder, stems[name], ids, dataset)
+            save(batch["name"], pred)
 
         confusion = loop.evaluate(predictor, dataset, options.loading(args), args.batch_size, note)
     protocol = {
@@ -132,12 +125,22 @@ def score_checkpoint(args, path: str) -> dict:
     return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
 
 
-def save(write: Callable, folder: Path, stem: str, ids, dataset) -> None:
-    """Write one prediction as train ids, in colour, and as the dataset's own ids."""
-    write(write_label_png, folder / "train_ids" / f"{stem}.png", ids)
-    write(write_label_png, folder / "color" / f"{stem}_color.png", ids, dataset.palette)
-    if any(dataset.train_to_raw[c] != c for c in range(dataset.num_classes)):
-        write(write_label_png, folder / "label_ids" / f"{stem}.png", dataset.train_to_raw[ids])
+@contextlib.contextmanager
+def saving(args, path: str, dataset) -> Iterator[Callable]:
+    """Yield a function that writes a batch's predictions, if that is asked for."""
+    if not args.save:
+        yield lambda *_: None
+        return
+    folder = Path(args.save, Path(path).stem if len(args.restore_from) > 1 else "")
+    stems, look = label_folders.stems(dataset), outputs.Look.of(dataset)
+    outputs.check_data_stay(folder, look.kinds, dataset)
+    with outputs.held(folder), outputs.Writers() as write:
+
+        def save(names: list[str], pred) -> None:
+            for name, ids in zip(names, pred.cpu().numpy(), strict=True):
+                look.write(write, folder, stems[name], ids)
+
+        yield save
 
 
 def score_folder(args) -> dict:

@@ -8,7 +8,8 @@ The surest fifth of each class, by the mean of three networks over three scales 
     python pseudo_label.py --restore-from a.pth b.pth c.pth --data-dir data/Cityscapes \\
         --save data/pseudo --portion 0.2 --scales 0.75,1,1.25 --flip --confidence
 
-Each PNG holds train ids at the size of its image, 255 where the softmax maximum is too low.
+Each PNG of train_ids/ holds ids at the size of its image, 255 where the softmax maximum is too low;
+color/ has them to look at.
 --threshold is one for every class. --portion keeps that share of the pixels of each class (CBST):
 it predicts everything twice, as a class's threshold is known only when all its pixels are counted.
 
@@ -36,11 +37,13 @@ import torch
 import kernels
 from engine.device import pick_device
 from engine.errors import UserError
+from engine.files import digest, file_digest
 from inference import loop, thresholds
-from inference.label_folders import VOID, Writers
+from inference.label_folders import VOID
 from inference.metrics import ConfusionMatrix, plain
+from inference.outputs import Writers, held
 from inference.predictor import Ensemble
-from inference.pseudo_folder import PseudoFolder, fingerprint
+from inference.pseudo_folder import PseudoFolder
 from models import MODELS
 
 
@@ -104,7 +107,13 @@ def main(args) -> None:
         predictor = thresholds.WithVariance(predictor)
     settings = settings_of(args, predictors, dataset)
     maps = [name for name in ("confidence", "variance") if settings[name]]
-    folder = PseudoFolder(args.save, dataset, settings, maps, args.overwrite)
+    with held(args.save):
+        folder = PseudoFolder(args.save, dataset, settings, maps, args.overwrite)
+        make(args, folder, predictor, dataset)
+
+
+def make(args, folder: PseudoFolder, predictor, dataset) -> None:
+    """Fill a folder, unless that is done."""
     if folder.finished:
         print(f"{folder.path} is finished: nothing to do; --overwrite begins anew")
         return
@@ -141,7 +150,8 @@ def check_heads(paths: list[str], predictors: list) -> None:
 
 def settings_of(args, predictors: list, dataset) -> dict:
     """Return the plain values that decide what is written, for pseudo.json."""
-    contents = [fingerprint(Path(path).read_bytes()) for path in args.restore_from]
+    contents = list(map(file_digest, args.restore_from))
+    images = [image for image, _ in dataset.pairs]
     names = [Path(path).name for path in args.restore_from]
     return {
         "checkpoints": [f"{name} {digits}" for name, digits in zip(names, contents, strict=True)],
@@ -149,7 +159,7 @@ def settings_of(args, predictors: list, dataset) -> dict:
         "dataset": dataset.name,
         "classes": dataset.class_names,
         "images": len(dataset),
-        "image_names": fingerprint("\n".join(image for image, _ in dataset.pairs).encode()),
+        "image_names": digest("\n".join(images).encode(errors="surrogateescape")),
         "input_size": dataset.size,
         "scales": args.scales,
         "flip": args.flip,

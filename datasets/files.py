@@ -4,8 +4,6 @@ One gate: a file's header decides. What it says is applied (orientation, palette
 refused by name (bits, bands, pages, transparency); nothing is dropped without a word.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from datasets.labels import MARK, NO_TABLE, LabelTable, ids_of, is_opaque, refus
 from datasets.opening import Source, check_pixels, decoding, opened
 from datasets.reading import PLAIN, PLAIN_LABEL, LabelReading, Reading
 from engine.errors import UserError
-from engine.files import read_regular
+from engine.files import read_regular, whole
 
 # Of EXIF orientations: what turns the stored pixels into those that are looked at.
 UPRIGHT = {
@@ -36,6 +34,8 @@ TRANSPARENT = (
     "an image with transparent pixels, whose colours nobody sees; lay it on a background, or take "
     "the colours that are stored with the dataset option alpha=drop"
 )
+# of pixels without a class: the first that no class is like
+VOID_COLOURS = ((0, 0, 0), (255, 255, 255), (255, 0, 255), (128, 128, 128))
 Box = tuple[int, int, int, int]  # left, upper, right, lower in pixels
 
 
@@ -264,7 +264,8 @@ def read_label(
 
 
 def colourise(label: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Paint train ids in their classes' colours; ids without a colour (ignored) are black.
+    """Paint train ids in their classes' colours; ids without a colour (ignored) are black
+    where no class is.
 
     Args:
         label: uint8 [H,W], train ids.
@@ -299,22 +300,18 @@ def write_label_png(
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                image.save(file, format="PNG", pnginfo=about)
-            os.chmod(temporary, 0o644)  # mkstemp's files are private; pictures are to be shared
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with whole(path, sync=False) as file:
+            image.save(file, format="PNG", pnginfo=about)
     except OSError as error:
-        raise UserError(f"{path}: cannot write this label: {error}") from error
+        raise UserError(f"{path}: cannot write this label: {error.strerror or error}") from error
 
 
 def full_palette(palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return uint8 [256,3]: the palette, then black."""
-    table = np.zeros((256, 3), np.uint8)
+    """Return uint8 [256,3]: the palette, then black, or another colour where a class is black."""
+    classes = np.reshape(palette, (-1, 3)).astype(np.int64)
+    distance = [abs(classes - colour).sum(1).min(initial=999) for colour in VOID_COLOURS]
+    table = np.empty((256, 3), np.uint8)
+    table[:] = next((c for c, d in zip(VOID_COLOURS, distance, strict=True) if d >= 48), (0, 0, 0))
     table[: len(palette)] = palette
     return table
 

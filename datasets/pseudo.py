@@ -28,8 +28,12 @@ class WithConfidence(Dataset):
     def __init__(self, dataset: SegmentationDataset, folder: Path):
         self.dataset, self.folder = dataset, folder
         for _, label in dataset.pairs:
-            if not (folder / label).is_file():
-                raise UserError(f"{folder / label}: no such confidence, of label {label}")
+            if not self._path(label).is_file():
+                raise UserError(f"{self._path(label)}: no such confidence, of label {label}")
+
+    def _path(self, label: str) -> Path:
+        """Return where the confidence of a label in train_ids/ is; earlier, no folder was."""
+        return self.folder / label.removeprefix("train_ids/")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked of an object that is not initialised yet, by copy
@@ -41,7 +45,7 @@ class WithConfidence(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
-        path = self.folder / self.dataset.pairs[index][1]
+        path = self._path(self.dataset.pairs[index][1])
         confidence = files.read_label(path)
         expected = self.dataset.full_size(index)
         if confidence.shape != expected:

@@ -71,8 +71,7 @@ def read_list(path: str | Path) -> list[tuple[int, list[str]]]:
     for number, line in enumerate(read_text(path, "list").split("\n"), start=1):
         if len(line) > MAX_LINE:
             raise UserError(f"{path}, line {number}: {len(line)} characters; {MAX_LINE} at most")
-        fields = line.rstrip("\r").split("\t" if "\t" in line else " ")
-        fields = [field for field in (field.strip(" ") for field in fields) if field]
+        fields = list_fields(line)
         if len(fields) > 2:
             raise UserError(
                 f"{path}, line {number}: {len(fields)} fields, `image` or `image label` expected "
@@ -83,6 +82,12 @@ def read_list(path: str | Path) -> list[tuple[int, list[str]]]:
     if not entries:
         raise UserError(f"{path}: this list is empty")
     return entries
+
+
+def list_fields(line: str) -> list[str]:
+    """Return the fields of a list's line, see `read_list`."""
+    fields = line.rstrip("\r").split("\t" if "\t" in line else " ")
+    return [field for field in (field.strip(" ") for field in fields) if field]
 
 
 def read_json(path: str | Path, shape: Any, what: str = "file") -> Any:

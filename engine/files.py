@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -88,6 +88,31 @@ def whole(
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def refuse_replacing(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over what is read.
+
+    Args:
+        outputs: files that are going to be written; they need not be there.
+        inputs: files that are read. Links, and other spellings of a name, are seen through.
+
+    Raises:
+        UserError: names the first output that is an input.
+    """
+    there = {}
+    for path in outputs:
+        with contextlib.suppress(OSError):
+            about = os.stat(path)
+            there[about.st_dev, about.st_ino] = path
+    for path in inputs if there else ():
+        with contextlib.suppress(OSError):
+            about = os.stat(path)
+            output = there.get((about.st_dev, about.st_ino))
+            if output is not None:
+                raise UserError(
+                    f"{output} would be written over, which is read: write somewhere else"
+                )
 
 
 def append_line(path: Path, line: str) -> None:

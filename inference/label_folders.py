@@ -1,98 +1,114 @@
-"""Folders of predicted labels: which PNG belongs to which image, reading them, writing them."""
+"""Folders of predicted labels: which file belongs to which image, and reading them."""
 
-import contextlib
-import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets.base import UNKNOWN
 from datasets.files import image_size, read_label
+from datasets.opening import opened
+from datasets.walk import composed, split_ending, walk_files
 from engine.errors import UserError
 
 VOID = 255  # what a prediction holds where it names no class
+ENDINGS = frozenset((".png", ".tif", ".tiff"))  # of predictions, ours or others'
 
 
 def stems(dataset: Dataset) -> dict[str, str]:
-    """Return the file name without suffix, folders kept, under which each image is predicted.
+    """Return the path without ending under which each image is predicted.
 
     Raises:
         UserError: two images would share a prediction (a.jpg and a.png).
     """
-    result = {image: str(PurePosixPath(image).with_suffix("")) for image, _ in dataset.pairs}
+    result = {image: split_ending(image)[0] for image, _ in dataset.pairs}
     owner: dict[str, str] = {}
     for image, stem in result.items():
-        if stem in owner:
-            raise UserError(f"{image} and {owner[stem]} would be predicted into the same file")
-        owner[stem] = image
+        other = owner.setdefault(composed(stem), image)
+        if other != image:
+            raise UserError(f"{image} and {other} would be predicted into the same file")
     return result
 
 
-def find_pngs(folder: str | Path) -> dict[str, Path]:
-    """Return the PNGs below a folder by their stem.
+def find_labels(
+    folder: str | Path, ids: str = "train", wanted: Collection[str] = ()
+) -> dict[str, Path]:
+    """Return the label files of a folder by their path without ending, accents composed.
 
-    Left out are `*_color.png`, which are for the eye, what lies in hidden folders, and the maps
-    that pseudo_label.py writes beside its labels.
+    They lie in its train_ids/ (or label_ids/) where it has the shape of `outputs`; of any other
+    folder all are taken. What lies beside them and is there to be looked at is left out: the maps
+    of pseudo_label.py's folders, and X_color.png where there is X.png.
+
+    Args:
+        folder: of predictions.
+        ids: train or label, as in `PredictedPairs`.
+        wanted: names that are no pictures of others, though they end in `_color`.
 
     Raises:
-        UserError: no such folder, or no PNG in it.
+        UserError: no such folder, no label in it, or two of one name.
     """
-    folder = Path(folder)
+    folder, inner = Path(folder), f"{ids}_ids"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of predictions")
-    maps = ("confidence", "variance") if (folder / "pseudo.json").is_file() else ()
-    found = {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in sorted(folder.rglob("*.png"))
-        if not path.stem.endswith("_color")
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
-        and path.relative_to(folder).parts[0] not in maps
-    }
+    shaped = (folder / "train_ids").is_dir()
+    if shaped and not (folder / inner).is_dir():
+        raise UserError(f"{folder}: no {inner} in it: the dataset's own ids are the train ids")
+    root = folder / inner if shaped else folder
+    found: dict[str, Path] = {}
+    for path in walk_files(root, ENDINGS).files:
+        stem = composed(split_ending(path)[0])
+        if stem in found:
+            raise UserError(f"{root}: {found[stem].name} and {path} have one stem: remove one")
+        found[stem] = root / path
+    if not shaped:
+        maps = ("confidence/", "variance/") if (folder / "pseudo.json").is_file() else ()
+        for stem in [stem for stem in found if stem.startswith(maps)] if maps else ():
+            del found[stem]
+        pictures = [stem for stem in found if stem.endswith("_color") and stem not in wanted]
+        for stem in [stem for stem in pictures if stem.removesuffix("_color") in found]:
+            del found[stem]
     if not found:
-        raise UserError(f"{folder}: no PNG in it")
+        raise UserError(f"{root}: no PNG in it")
     return found
 
 
-def match(dataset: Dataset, folder: str | Path) -> list[Path]:
+def match(dataset: Dataset, folder: str | Path, ids: str = "train") -> list[Path]:
     """Return the prediction of every image of a dataset, in its order.
 
-    A prediction has its image's relative path with the suffix .png, as evaluate.py and
-    pseudo_label.py write it. In a folder where no file is called so, the file's name must begin
+    A prediction has its image's relative path with another ending, as evaluate.py, pseudo_label.py
+    and ensemble.py write it. In a folder where no file is called so, the file's name must begin
     with the image's (without `_leftImg8bit`), the rule of the Cityscapes server.
 
     Raises:
         UserError: an image without a prediction, with several, or a prediction without an image.
     """
-    found = find_pngs(folder)
-    wanted = list(stems(dataset).values())
-    names = [PurePosixPath(stem).name.removesuffix("_leftImg8bit") for stem in wanted]
+    wanted = list(map(composed, stems(dataset).values()))
+    found = find_labels(folder, ids, set(wanted))
+    names = [stem.rpartition("/")[2].removesuffix("_leftImg8bit") for stem in wanted]
     if not any(stem in found for stem in wanted) and len(set(names)) == len(names):
-        found, wanted = _by_prefix(found, names, folder), names
+        found, wanted = _by_prefix(found, set(names), folder), names
     missing = [stem for stem in wanted if stem not in found]
     if missing:
         raise UserError(f"{folder}: no prediction of {_some(missing)}")
-    extra = sorted(set(found) - set(wanted))
+    extra = sorted(found.keys() - set(wanted))
     if extra:
         raise UserError(f"{folder}: predictions of no image of the dataset: {_some(extra)}")
     return [found[stem] for stem in wanted]
 
 
-def _by_prefix(found: dict[str, Path], names: list[str], folder: str | Path) -> dict[str, Path]:
+def _by_prefix(found: dict[str, Path], names: set[str], folder: str | Path) -> dict[str, Path]:
     """Return the files under the image's name with which their own begins, else under their own."""
     renamed: dict[str, Path] = {}
     for stem, path in found.items():
-        own = PurePosixPath(stem).name
+        name = stem.rpartition("/")[2]
         # the longest, as one image's name may begin with another's
-        name = max((n for n in names if own == n or own.startswith(f"{n}_")), key=len, default=stem)
+        while name and name not in names:
+            name = name.rpartition("_")[0]
         if name in renamed:
             raise UserError(f"{folder}: {renamed[name]} and {path} are of the same image")
-        renamed[name] = path
+        renamed[name or stem] = path
     return renamed
 
 
@@ -117,7 +133,7 @@ class PredictedPairs(Dataset):
 
     def __init__(self, dataset: Dataset, folder: str | Path, ids: str = "train") -> None:
         self.dataset = dataset
-        self.paths = match(dataset, folder)
+        self.paths = match(dataset, folder, ids)
         if ids == "label":
             self.lookup = dataset.lookup
         else:
@@ -157,7 +173,7 @@ def same_images(folders: list[str]) -> list[dict[str, Path]]:
     Raises:
         UserError: a folder lacks what another one has, or sizes differ; names the first of them.
     """
-    found = [find_pngs(folder) for folder in folders]
+    found = [find_labels(folder) for folder in folders]
     everything = set().union(*found)
     lacking = [
         f"{folder} lacks {_some(missing)}"
@@ -179,92 +195,23 @@ def same_images(folders: list[str]) -> list[dict[str, Path]]:
     return found
 
 
-def read_together(paths: list[Path]) -> tuple[torch.Tensor, list | None]:
-    """Return labels of one size as uint8 [M,H,W], and the colours of the first if it has any.
+def read_together(paths: list[Path]) -> torch.Tensor:
+    """Return labels of one size as uint8 [M,H,W].
 
     Raises:
         UserError: one is no label image.
     """
-    labels = [read_label(path) for path in paths]
-    with Image.open(paths[0]) as image:
-        colours = image.getpalette()
-    palette = None if colours is None else np.reshape(colours, (-1, 3)).tolist()
-    return torch.from_numpy(np.stack(labels)), palette
+    return torch.from_numpy(np.stack([read_label(path) for path in paths]))
 
 
-@contextlib.contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty folder whose files move into `folder` when the block ends without an error.
-
-    Raises:
-        UserError: `folder` cannot be written.
-    """
-    folder = writable_folder(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-        yield Path(unfinished)
-        for path in sorted(Path(unfinished).rglob("*.png")):
-            target = folder / path.relative_to(unfinished)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-
-
-def check_files_stay(dataset: Dataset, folder: str | Path) -> None:
-    """Check that predictions in `folder` would not replace an image or label of the dataset.
-
-    Raises:
-        UserError: names the first that would.
-    """
-    theirs = {(dataset.root / image).resolve() for image, _ in dataset.pairs}
-    theirs |= {(dataset.label_root / label).resolve() for _, label in dataset.pairs if label}
-    for stem in stems(dataset).values():
-        path = Path(folder, f"{stem}.png")
-        if path.resolve() in theirs:
-            raise UserError(f"{path} would be written over: give --save a folder of its own")
-
-
-def writable_folder(path: str | Path) -> Path:
-    """Make a folder if it is not there, and check that files can be written into it.
-
-    Raises:
-        UserError: they cannot.
-    """
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise UserError(f"cannot write the folder {path}: {error.strerror}") from error
-    return path
-
-
-class Writers:
-    """Call functions that write files in a few threads; what they raise surfaces in the caller.
-
-    At most `max_waiting` calls wait: a slow disk then slows the network down instead of filling
-    the memory. Used as a context, it ends when every file is written.
-    """
-
-    def __init__(self, num_threads: int = 2, max_waiting: int = 16) -> None:
-        self._threads = ThreadPoolExecutor(num_threads)
-        self._waiting: deque[Future] = deque()
-        self._max_waiting = max_waiting
-
-    def __call__(self, function: Callable, *args) -> None:
-        """Call `function(*args)` soon; raise what an earlier call raised."""
-        while len(self._waiting) >= self._max_waiting:
-            self._waiting.popleft().result()
-        self._waiting.append(self._threads.submit(function, *args))
-
-    def wait(self) -> None:
-        """Return when every file is written; raise what an earlier call raised."""
-        while self._waiting:
-            self._waiting.popleft().result()
-
-    def __enter__(self) -> "Writers":
-        return self
-
-    def __exit__(self, kind: type | None, *_) -> None:
-        # After an error in the caller, what has not begun need not be written.
-        self._threads.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
-            self.wait()
+def palette_of(folders: list[str]) -> list[list[int]] | None:
+    """Return the colours of the first folder of predictions that has any: 256 of (r, g, b)."""
+    for folder in map(Path, folders):
+        shown = (folder.parent if folder.name == "train_ids" else folder) / "color"
+        shown = shown if shown.is_dir() else folder
+        for path in walk_files(shown, ENDINGS).files[:1]:
+            with opened(shown / path) as source:
+                colours = source.pillow().getpalette()
+            if colours is not None:
+                return np.reshape(colours, (-1, 3)).tolist()
+    return None

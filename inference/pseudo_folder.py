@@ -1,7 +1,7 @@
 """A folder of pseudo labels: never anyone else's, written whole, gone on with after a kill."""
 
-import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,35 +12,38 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets import write_label_png
-from datasets.text import read_json
+from datasets.text import list_fields, read_json
+from datasets.walk import walk_files
 from engine import processes
 from engine.errors import UserError
-from engine.files import save_tensors, write_text
-from inference.label_folders import stems, writable_folder
+from engine.files import UNFINISHED, refuse_replacing, save_tensors, write_text
+from inference.label_folders import stems
+from inference.outputs import ENDS, Look, at_once, check_data_stay, file_of
 from models import read_weights_file
 
+OWN = ("checkpoints", "classes", "image_names")  # what pseudo.json holds in every folder of ours
 SAVE_EVERY_SECONDS = 10.0  # what a killed run does again
 
 
 class PseudoFolder:
-    """Labels as FOLDER/NAME.png, their list, what they were made with, and how far that came.
+    """Labels in the shape of `outputs`, their list, what they were made with, how far that came.
 
     pseudo.json says with which settings the folder is made, and that it is ours; list.txt is
     written when everything else is there. The same settings go on with an unfinished folder.
 
     Args:
-        path: of the folder; made if absent.
-        dataset: the images. A label has its image's relative path, with the suffix .png.
+        path: of the folder, which this process has (`outputs.held`).
+        dataset: the images.
         settings: plain values that decide what is written.
-        maps: folders of 8-bit maps beside the labels, for instance confidence.
+        maps: which 8-bit maps are written too, for instance confidence.
         overwrite: begin anew, whatever settings the folder was made with.
 
     Attributes:
         finished: whether the folder is complete.
 
     Raises:
-        UserError: the folder cannot be written, holds files that are not ours, was made with other
-            settings, or lacks labels that were written.
+        UserError: the folder holds files that are not ours, was made with other settings, or lacks
+            labels that were written; a name that no list can hold.
     """
 
     def __init__(
@@ -51,31 +54,31 @@ class PseudoFolder:
         maps: Iterable[str] = (),
         overwrite: bool = False,
     ) -> None:
-        self.path = writable_folder(path)
-        self.palette = dataset.palette
-        self.labels = {image: f"{stem}.png" for image, stem in stems(dataset).items()}
+        self.path = Path(path)
+        self.look = Look(dataset.palette)
+        self.stems = stems(dataset)
+        self.labels = {image: f"train_ids/{stem}.png" for image, stem in self.stems.items()}
         self.maps = list(maps)
         self.settings = json.loads(json.dumps(settings))  # as a file holds them
         self._about, self._list = self.path / "pseudo.json", self.path / "list.txt"
+        list_text(self.labels)  # refuses names, before the work
         if processes.rank() > 0:  # process 0 has made the folder
             processes.barrier()
             overwrite = False
-        again = self._about.exists() and not overwrite
-        self._check_owner(dataset.root)
+        check_data_stay(self.path, self._kinds(), dataset)
+        refuse_replacing([self._list, self._about], filter(None, [dataset.list_file]))
+        before = self._read_about()
+        again = before is not None and not overwrite
         if again:
-            self._check_settings()
+            self._check_settings(before)
         self._check_surplus()
-        if not again:
-            for stale in (self._list, *self.path.glob(".*.pth")):
-                stale.unlink(missing_ok=True)
-            self._write_about({})
         if processes.rank() == 0:
-            for unfinished in self.path.rglob("*.tmp"):
-                unfinished.unlink()
+            self._sweep(before, again)
             processes.barrier()
         self.finished = self._list.exists()
         self.written = Sums(self.path / f".written_{processes.rank()}.pth")
-        own = [list(self.labels)[i] for i in processes.share(len(self.labels))]
+        images = list(self.labels)
+        own = [images[i] for i in processes.share(len(images))]
         if not own:
             raise UserError(f"{len(self.labels)} images are too few for as many processes")
         images = own[: None if self.finished else self.written.done]
@@ -83,38 +86,65 @@ class PseudoFolder:
         if missing:
             raise UserError(f"{missing[0]} was written and is gone: --overwrite begins anew")
 
+    def _kinds(self) -> list[str]:
+        """Return what is written of an image, its label last."""
+        return [*self.maps, *self.look.kinds]
+
     def _files(self, image: str) -> list[Path]:
         """Return the files of one image, the label last."""
-        folders = [*(self.path / name for name in self.maps), self.path]
-        return [folder / self.labels[image] for folder in folders]
+        return [file_of(self.path, kind, self.stems[image]) for kind in self._kinds()]
 
-    def _check_owner(self, root: Path) -> None:
-        """Refuse to write over an image, or over any file where pseudo.json does not say ours."""
-        images = {(root / image).resolve() for image in self.labels}
-        ours = self._about.exists()
-        for file in (self._list, *(file for image in self.labels for file in self._files(image))):
-            if file.resolve() in images or (file.exists() and not ours):
+    def _read_about(self) -> dict[str, Any] | None:
+        """Return the settings that an earlier run left, which say that the folder is ours.
+
+        Raises:
+            UserError: there are files of ours by their names, and nothing that says so; or settings
+                that pseudo_label.py did not write.
+        """
+        if self._about.exists() or self._about.is_symlink():
+            try:
+                return read_json(self._about, {key: object for key in OWN} | {...: object})
+            except UserError as error:
+                raise UserError(
+                    f"{self._about}: not what pseudo_label.py writes: {error}"
+                ) from None
+        kinds = [kind for kind in self._kinds() if (self.path / kind).is_dir()]
+        files = (file_of(self.path, kind, stem) for stem in self.stems.values() for kind in kinds)
+        for file in (self._list, *files):
+            if os.path.lexists(file):
                 raise UserError(f"{file} would be written over: give --save a folder of its own")
+        return None
 
     def _check_surplus(self) -> None:
-        """Refuse PNGs that would lie among the labels and be none of them."""
-        wanted = [file for image in self.labels for file in self._files(image)]
-        if len(set(wanted)) < len(wanted):
-            raise UserError(f"an image lies in a folder called {' or '.join(self.maps)}: rename it")
-        surplus = sorted(set(self.path.rglob("*.png")) - set(wanted))
-        if surplus:
-            raise UserError(f"{surplus[0]} is of no image to be labelled: remove it, or save apart")
+        """Refuse files that would lie among the labels or maps and be none of them."""
+        for kind in self._kinds():
+            wanted = {stem + ENDS[kind] for stem in self.stems.values()}
+            for path in walk_files(self.path / kind, {".png"}).files:
+                if path not in wanted:
+                    raise UserError(
+                        f"{self.path / kind / path} is of no image to be labelled: remove it, or "
+                        "save apart"
+                    )
 
-    def _check_settings(self) -> None:
+    def _sweep(self, before: dict[str, Any] | None, again: bool) -> None:
+        """Remove what a killed run of ours left half written, and all that is begun anew."""
+        if before is not None:
+            for parent, _, names in os.walk(self.path):
+                for name in names:
+                    if name.startswith(UNFINISHED) and name.endswith(".tmp"):
+                        os.unlink(os.path.join(parent, name))
+        if not again:
+            if before is not None:
+                for stale in (self._list, *self.path.glob(".written_*.pth")):
+                    stale.unlink(missing_ok=True)
+            self._write_about({})
+
+    def _check_settings(self, before: dict[str, Any]) -> None:
         """Raise UserError that names what the folder was made with and is not made with now."""
-        try:
-            before = read_json(self._about, {...: object} | dict.fromkeys(self.settings, object))
-        except UserError as error:
-            raise UserError(f"{self._about}: not what pseudo_label.py writes: {error}") from error
-        differing = [key for key in self.settings if before[key] != self.settings[key]]
+        differing = [key for key in self.settings if before.get(key) != self.settings[key]]
         if differing:
             was, now = (
-                ", ".join(f"{key} {_shown(values[key])}" for key in differing)
+                ", ".join(f"{key} {_shown(values.get(key))}" for key in differing)
                 for values in (before, self.settings)
             )
             raise UserError(f"{self.path} was made with {was}, not {now}: --overwrite begins anew")
@@ -127,10 +157,9 @@ class PseudoFolder:
             ids: uint8 [H,W], train ids and 255.
             maps: uint8 [H,W] for each of the folder's `maps`.
         """
-        *others, label = self._files(image)
-        for file, values in zip(others, maps, strict=True):
-            write_label_png(file, values)
-        write_label_png(label, ids, self.palette)
+        for kind, values in zip(self.maps, maps, strict=True):
+            write_label_png(file_of(self.path, kind, self.stems[image]), values)
+        self.look.write(at_once, self.path, self.stems[image], ids)
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write what came out into pseudo.json, then list.txt, which says that all is there."""
@@ -197,15 +226,23 @@ class Sums:
         self._path.unlink(missing_ok=True)
 
 
-def fingerprint(content: bytes) -> str:
-    """Return 16 hexadecimal digits that tell contents apart."""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def list_text(labels: dict[str, str]) -> str:
-    """Return `image label` lines, with tabs if a name holds a space."""
+    """Return `image label` lines, with tabs if a name holds a space.
+
+    Raises:
+        UserError: a name that would not be read back as it is.
+    """
     space = "\t" if any(" " in name for name in labels) else " "
-    return "".join(f"{image}{space}{label}\n" for image, label in labels.items())
+    lines = [f"{image}{space}{label}" for image, label in labels.items()]
+    for line, pair in zip(lines, labels.items(), strict=True):
+        try:
+            line.encode()
+            same = list_fields(line) == list(pair)
+        except UnicodeEncodeError:
+            same = False
+        if not same:
+            raise UserError(f"{pair[0]!r}: no list can hold this name; rename it")
+    return "\n".join([*lines, ""])
 
 
 def _shown(value: object) -> str:

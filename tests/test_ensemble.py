@@ -52,13 +52,14 @@ def voters(tmp_path):
 def test_folders_vote(voters, tmp_path):
     done = script("ensemble.py", "--predictions", *voters, "--save", tmp_path / "vote")
     assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "vote" / "x" / "1.png") as image:
-        # majorities; a tie of three goes to the lowest id; abstentions do not count
+    # majorities; a tie of three goes to the lowest id; abstentions do not count
+    assert read_png(tmp_path / "vote" / "train_ids" / "x" / "1.png") == [[1, 1], [0, 4]]
+    with Image.open(tmp_path / "vote" / "color" / "x" / "1_color.png") as image:
         assert np.asarray(image).tolist() == [[1, 1], [0, 4]]
         assert image.getpalette()[:6] == [9, 8, 7, 1, 2, 3]
-    assert [path.name for path in (tmp_path / "vote").iterdir()] == ["x"]  # nothing left over
+    assert {path.name for path in (tmp_path / "vote").iterdir()} == {"train_ids", "color"}
     run_ensemble("--predictions", *voters, "--save", tmp_path / "weighted", "--weights", "3,1,1")
-    assert read_png(tmp_path / "weighted" / "x" / "1.png") == [[0, 1], [2, 4]]
+    assert read_png(tmp_path / "weighted" / "train_ids" / "x" / "1.png") == [[0, 1], [2, 4]]
 
 
 def test_the_agreement_table_and_map(voters, tmp_path, capsys):
@@ -90,6 +91,17 @@ def test_a_vote_never_replaces_a_voter(voters, tmp_path):
             run_ensemble("--predictions", *voters, "--save", tmp_path / "v", "--agreement", save)
     assert (voters[1] / "x" / "1.png").read_bytes() == before
     assert not (voters[1] / "vote").exists()
+
+
+def test_a_vote_never_replaces_a_voter_within(voters, tmp_path):
+    """A member may be the train_ids/ of the folder that the vote would be written into."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    voters[1].rename(runs / "train_ids")
+    before = (runs / "train_ids" / "x" / "1.png").read_bytes()
+    with pytest.raises(UserError, match=r"runs/train_ids/x/1\.png would be written over"):
+        run_ensemble("--predictions", voters[0], runs / "train_ids", "--save", runs)
+    assert (runs / "train_ids" / "x" / "1.png").read_bytes() == before
 
 
 def test_folders_that_disagree_are_listed(voters, tmp_path):
@@ -209,7 +221,7 @@ def test_select_leaves_a_bad_member_out(camvid, members, tmp_path, capsys):
     assert f"selected 3 of 4: {members[0]} {members[2]} {members[3]}\n" in printed
     for frame, sample in zip(FRAMES, open_camvid(camvid), strict=True):
         vote, label = (
-            np.array(read_png(tmp_path / "vote" / f"{frame}.png")),
+            np.array(read_png(tmp_path / "vote" / "train_ids" / f"{frame}.png")),
             sample["label"].numpy(),
         )
         assert np.array_equal(vote[label != 255], label[label != 255])
@@ -429,7 +441,9 @@ def networks(camvid, tmp_path):
 
 
 def saved(folder: Path) -> torch.Tensor:
-    return torch.from_numpy(np.stack([read_png(folder / f"{name}.png") for name in FRAMES]))
+    return torch.from_numpy(
+        np.stack([read_png(folder / "train_ids" / f"{name}.png") for name in FRAMES])
+    )
 
 
 def test_networks_vote(networks, camvid, tmp_path, capsys):
@@ -492,7 +506,7 @@ def test_select_among_networks(networks, camvid, tmp_path, capsys):
     for name in FRAMES:
         label = camvid / name.replace("val/", "valannot/")
         write_label_png(
-            f"{label}.png", np.array(read_png(tmp_path / "truth" / f"{name}.png"), np.uint8)
+            f"{label}.png", saved(tmp_path / "truth")[FRAMES.index(name)].byte().numpy()
         )
     capsys.readouterr()
     words = ["--restore-from", *networks, "--save", tmp_path / "vote", *on_camvid(camvid)]
@@ -501,13 +515,18 @@ def test_select_among_networks(networks, camvid, tmp_path, capsys):
     assert steps(printed)[0][1:] == (100, "b.pth")
     assert f"selected 1 of 3: {networks[1]}\n" in printed
     assert torch.equal(saved(tmp_path / "vote"), saved(tmp_path / "truth"))
-    assert [path.name for path in (tmp_path / "vote").iterdir()] == ["val"]
+    assert {path.name for path in (tmp_path / "vote").iterdir()} == {"train_ids", "color"}
     with pytest.raises(UserError, match="leave --soft away"):
         run_ensemble(*words, "--select", "--soft")
 
 
-def test_networks_never_write_over_their_images(networks, camvid):
+def test_networks_never_write_over_their_images(networks, camvid, tmp_path):
     before = (camvid / f"{FRAMES[0]}.png").read_bytes()
-    with pytest.raises(UserError, match=f"{FRAMES[0]}.png would be written over"):
+    with pytest.raises(UserError, match="is the data folder"):
         run_ensemble("--restore-from", *networks, "--save", camvid, *on_camvid(camvid))
+    with pytest.raises(UserError, match=f"{FRAMES[0]}.png would be written over"):
+        run_ensemble(
+            "--restore-from", *networks, "--save", tmp_path / "v", "--agreement", camvid,
+            *on_camvid(camvid),
+        )  # fmt: skip
     assert (camvid / f"{FRAMES[0]}.png").read_bytes() == before

@@ -14,7 +14,8 @@ import fakedata
 import models
 from datasets import build_dataset, write_label_png
 from engine.errors import UserError
-from inference.label_folders import Writers, match
+from inference.label_folders import match
+from inference.outputs import Writers
 from models.checkpoint import FORMAT, load_checkpoint, load_model
 from worlds import FRAMES, in_camvid, on_camvid, open_camvid, script, write_checkpoint
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +23,11 @@ import pseudo_label
 import train_seg
 from datasets import write_label_png
 from engine.errors import UserError
+from engine.files import UNFINISHED
 from engine.values import Loading, Views
 from inference import pseudo_folder, thresholds
 from inference.loop import predict
+from inference.outputs import held
 from inference.predictor import Ensemble, Predictor
 from models.checkpoint import load_model
 from worlds import FRAMES, ROOT, in_camvid, on_camvid, open_camvid, script, write_checkpoint
@@ -40,8 +44,9 @@ def run(*words) -> None:
     pseudo_label.main(pseudo_label.parse_args([str(word) for word in words]))
 
 
-def read(folder: Path, names=FRAMES) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(folder / f"{name}.png")) for name in names])
+def read(folder: Path, names=FRAMES, kind="train_ids") -> np.ndarray:
+    paths = [folder / kind / f"{name}.png" for name in names]
+    return np.stack([np.asarray(Image.open(path)) for path in paths])
 
 
 def about(folder: Path) -> dict:
@@ -131,7 +136,7 @@ def test_a_threshold_keeps_what_is_confident(checkpoint, camvid, tmp_path):
         assert (share is None) == (not (ids == c).any())
         if share is not None:
             assert share == pytest.approx(100 * kept[ids == c].mean(), abs=1e-4)
-    with Image.open(folder / f"{FRAMES[0]}.png") as image:
+    with Image.open(folder / "color" / f"{FRAMES[0]}_color.png") as image:
         assert image.mode == "P"
         assert tuple(image.getpalette()[:3]) == tuple(open_camvid(camvid).palette[0])
     assert not list(folder.rglob(".*"))
@@ -211,7 +216,7 @@ def test_maps_lie_beside_the_labels(camvid, tmp_path):
     run("--restore-from", checkpoint, "--save", folder, "--confidence", "--variance", *on)
 
     ids, confidence = predicted(camvid, checkpoint)
-    maps = {name: read(folder / name).astype(int) for name in ("confidence", "variance")}
+    maps = {kind: read(folder, kind=kind).astype(int) for kind in ("confidence", "variance")}
     assert np.abs(maps["confidence"] - np.round(255 * confidence.astype(np.float64))).max() <= 1
     assert (read(folder) == ids).mean() > 0.999
     assert maps["variance"].std() > 1
@@ -360,7 +365,9 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
 
     kill_when(lambda: done() >= 3)
     assert 3 <= done() < count
-    (folder / "val" / "tmpkilled.tmp").touch()  # as a killed writer leaves behind
+    (
+        folder / "train_ids" / "val" / f"{UNFINISHED}killed.tmp"
+    ).touch()  # as a killed writer leaves behind
 
     asked = []
     plain = Ensemble.__call__
@@ -373,7 +380,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
 
     files = {path.relative_to(whole) for path in whole.rglob("*")}
     assert {path.relative_to(folder) for path in folder.rglob("*")} == files
-    assert sum(path.suffix == ".png" for path in files) == 2 * count
+    assert sum(path.suffix == ".png" for path in files) == 3 * count
     for path in files:
         if (whole / path).is_file():
             assert (folder / path).read_bytes() == (whole / path).read_bytes(), path
@@ -382,7 +389,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
 def test_a_finished_folder_is_left_alone(checkpoint, camvid, tmp_path, capsys):
     given = ("--restore-from", checkpoint, "--save", tmp_path / "p", *on_camvid(camvid, *VAL))
     run(*given)
-    first = tmp_path / "p" / f"{FRAMES[0]}.png"
+    first = tmp_path / "p" / "train_ids" / f"{FRAMES[0]}.png"
     before = first.stat().st_mtime_ns
     run(*given)
     assert "is finished: nothing to do" in capsys.readouterr().out
@@ -472,43 +479,101 @@ def test_nothing_of_each_class(checkpoint, camvid, tmp_path):
 def test_images_labels_and_lists_are_never_replaced(checkpoint, camvid, tmp_path):
     on = on_camvid(camvid, *VAL)
 
-    def refused(folder: Path, spared: str, *more):
-        before = (folder / spared).read_bytes()
-        with pytest.raises(UserError, match=f"{spared} would be written over"):
-            run("--restore-from", checkpoint, "--save", folder, *on, *more)
-        assert (folder / spared).read_bytes() == before
+    def refused(folder: Path, spared: Path, said: str, *more):
+        before = spared.read_bytes()
+        for overwrite in ([], ["--overwrite"]):
+            with pytest.raises(UserError, match=said):
+                run("--restore-from", checkpoint, "--save", folder, *on, *more, *overwrite)
+        assert spared.read_bytes() == before
 
+    first = camvid / f"{FRAMES[0]}.png"
     link = tmp_path / "link"
     link.symlink_to(camvid)
-    for overwrite in ([], ["--overwrite"]):
-        refused(camvid, f"{FRAMES[0]}.png", *overwrite)
-        refused(link, f"{FRAMES[0]}.png", *overwrite)
+    for folder in (camvid, link):
+        refused(folder, first, "is the data folder: give a folder of its own")
     assert not (camvid / "pseudo.json").exists()
-    (camvid / "pseudo.json").touch()  # even where an earlier run has left its mark
-    refused(camvid, f"{FRAMES[0]}.png")
+    # the images by another name, also where an earlier run has left its mark
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "train_ids").symlink_to(camvid)
+    refused(linked, first, f"{FRAMES[0]}.png would be written over")
+    (linked / "pseudo.json").write_text('{"checkpoints": 0, "classes": 0, "image_names": 0}')
+    refused(linked, first, f"{FRAMES[0]}.png would be written over")
 
     # true labels where the pseudo labels would go
     jpeg, labels = camvid / "x.jpg", tmp_path / "labels"
     Image.new("RGB", (40, 24)).save(jpeg)
-    write_label_png(labels / "x.png", np.zeros((24, 40), np.uint8))
+    write_label_png(labels / "train_ids" / "x.png", np.zeros((24, 40), np.uint8))
     (tmp_path / "one.txt").write_text("x.jpg x.png\n")
-    refused(labels, "x.png", "--data-list", tmp_path / "one.txt")
-    refused(labels, "x.png", "--data-list", tmp_path / "one.txt", "--overwrite")
+    listed = ("--data-list", tmp_path / "one.txt")
+    refused(labels, labels / "train_ids" / "x.png", "x.png would be written over", *listed)
 
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "list.txt").write_text("mine\n")
-    refused(tmp_path / "lists", "list.txt")
+    refused(tmp_path / "lists", tmp_path / "lists" / "list.txt", "list.txt would be written over")
+
+
+def test_only_files_of_ours_are_removed(checkpoint, camvid, tmp_path):
+    """Whatever lies in the folder, begun with, gone on with or begun anew."""
+    given = ("--restore-from", checkpoint, "--save", tmp_path / "p", *on_camvid(camvid, *VAL))
+    theirs = ["notes.tmp", ".model.pth", f"sub/{UNFINISHED}x.tmp", ".written_9.pth", "x/y.png"]
+    for name in theirs:
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_text(name)
+    run(*given)
+    assert [name for name in theirs if not (tmp_path / "p" / name).exists()] == []
+    run(*given, "--overwrite")
+    gone = [name for name in theirs if not (tmp_path / "p" / name).exists()]
+    assert gone == [f"sub/{UNFINISHED}x.tmp", ".written_9.pth"]  # named as only ours are
+
+
+def test_two_runs_do_not_share_a_folder(checkpoint, camvid, tmp_path):
+    words = ("--restore-from", checkpoint, "--save", tmp_path / "p", *on_camvid(camvid, *VAL))
+    with held(tmp_path / "p"):
+        done = script("pseudo_label.py", *words)
+        assert done.returncode == 2
+        assert "is in use by another run: host " in done.stderr
+    assert list((tmp_path / "p").iterdir()) == []
+
+
+def test_names_that_no_list_reads_back(checkpoint, tmp_path):
+    root = fakedata.make_camvid(tmp_path / "named", n=3, size=(40, 24))
+    first = sorted((root / "val").iterdir())[0]
+    on = ("--restore-from", checkpoint, *on_camvid(root, *VAL))
+
+    def named(name: bytes | str) -> Path:
+        path = os.path.join(os.fsencode(root / "val"), os.fsencode(name))
+        os.rename(first, path)
+        for label in (root / "valannot").glob(first.name):
+            label.unlink()
+        return Path(os.fsdecode(path))
+
+    for good in ("a\u00a0b.png", "a b.png", "\u3042.png", "a\x85b.png", "-x.png"):
+        now = named(good)
+        run(*on, "--save", tmp_path / "good", "--overwrite")
+        folder = tmp_path / "good"
+        listed = {"list_file": folder / "list.txt", "label_root": folder, "label_kind": "trainIds"}
+        images = [image for image, _ in open_camvid(root, **listed).pairs]
+        assert f"val/{good}" in images
+        shutil.rmtree(folder)
+        now.rename(first)
+    for bad in ("a\tb.png", "a\nb.png", b"a\xffb.png"):
+        now = named(bad)
+        with pytest.raises(UserError, match="no list can hold this name; rename it"):
+            run(*on, "--save", tmp_path / "bad")
+        assert not (tmp_path / "bad" / "train_ids").exists()
+        now.rename(first)
 
 
 def test_folders_that_cannot_be_used(checkpoint, camvid, tmp_path):
     on = ("--restore-from", checkpoint, *on_camvid(camvid, *VAL))
     with pytest.raises(UserError, match=r"cannot write the folder .*Not a directory"):
         run(*on, "--save", checkpoint / "p")
-    for folder, name in (("strange", "other.png"), ("mapped", "confidence/other.png")):
-        write_label_png(tmp_path / folder / name, np.zeros((2, 2), np.uint8))
+    for name in ("train_ids/other.png", "color/val/x_color.png"):
+        write_label_png(tmp_path / name[:3] / name, np.zeros((2, 2), np.uint8))
         with pytest.raises(UserError, match=f"{name} is of no image to be labelled"):
-            run(*on, "--save", tmp_path / folder)
-        assert [path.name for path in (tmp_path / folder).rglob("*.*")] == ["other.png"]
+            run(*on, "--save", tmp_path / name[:3])
+        assert len(list((tmp_path / name[:3]).rglob("*.*"))) == 1
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "pseudo.json").write_text("{")
     with pytest.raises(UserError, match=r"pseudo\.json: not what pseudo_label\.py writes"):

@@ -21,7 +21,7 @@ from pathlib import Path
 from engine import options, parsing, start
 from engine.device import pick_device
 from engine.files import write_text
-from inference.label_folders import writable_folder
+from inference.outputs import writable_folder
 from tools.benchmark import (
     classifier,
     evaluation,
