@@ -12,17 +12,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kernels
 from kernels import build, reference
 from worlds import ROOT
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+DEVICES = ["cpu", "emulated", *["cuda"] * torch.cuda.is_available()]
 NAN, INF = math.nan, math.inf
 
-on_each_device = pytest.mark.parametrize("device", DEVICES)
+on_each_device = pytest.mark.parametrize("device", DEVICES, indirect=True)
+on_each_device_at_length = pytest.mark.parametrize(
+    "device",
+    [pytest.param(d, marks=pytest.mark.slow) if d == "emulated" else d for d in DEVICES],
+    indirect=True,
+)
 
 
 def random_ids(shape, dtype=torch.uint8, low=0, high=256, seed=0):
@@ -310,7 +315,11 @@ def test_confidence_histogram_equals_reference(device, num_classes, bins):
 
 # ---- properties: equal to the reference, whatever the shape, layout and values -----------------
 
-checked = settings(max_examples=25, deadline=None)
+checked = settings(
+    max_examples=420,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one device for all examples
+)
 CLASS_COUNTS = st.integers(1, 20) | st.integers(1, 256)  # the reference is slow with many
 VIEWS, SEEDS = st.integers(0, 2), st.integers(0, 1 << 32)
 
@@ -333,6 +342,7 @@ def label_maps(draw, shape, dtype=torch.uint8):
     return strided_views(torch.where(noisy, random, ids).view(shape))[draw(VIEWS)]
 
 
+@on_each_device
 @checked
 @given(
     st.data(),
@@ -342,15 +352,16 @@ def label_maps(draw, shape, dtype=torch.uint8):
     st.integers(1, 256),
     st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-1, 256),
 )
-def test_confusion_matrix_property(data, shape, pred_dtype, label_dtype, num_classes, ignore):
-    pred, label = (
-        data.draw(label_maps(shape, pred_dtype)),
-        data.draw(label_maps(shape, label_dtype)),
-    )
+def test_confusion_matrix_property(
+    device, data, shape, pred_dtype, label_dtype, num_classes, ignore
+):
+    pred = data.draw(label_maps(shape, pred_dtype)).to(device)
+    label = data.draw(label_maps(shape, label_dtype)).to(device)
     expected = reference.confusion_matrix(pred, label, num_classes, ignore)
     assert_equal(kernels.confusion_matrix(pred, label, num_classes, ignore), expected)
 
 
+@on_each_device
 @checked
 @given(
     st.tuples(st.integers(0, 2), CLASS_COUNTS, st.integers(1, 9), st.integers(1, 9)),
@@ -363,12 +374,12 @@ def test_confusion_matrix_property(data, shape, pred_dtype, label_dtype, num_cla
     SEEDS,
 )
 def test_argmax_upsample_property(
-    shape, size, dtype, align_corners, with_confidence, scale, view, seed
+    device, shape, size, dtype, align_corners, with_confidence, scale, view, seed
 ):
     # Rounded to few values, so that ties are common.
     logits = (random_floats(shape, seed=seed).round(decimals=1) * scale).to(dtype)
     channels_last = logits.contiguous(memory_format=torch.channels_last)
-    logits = [*strided_views(logits), channels_last][view]
+    logits = [*strided_views(logits), channels_last][view].to(device)
     expected = reference.argmax_upsample(logits, size, align_corners, with_confidence)
     actual = kernels.argmax_upsample(logits, size, align_corners, with_confidence)
     assert_equal(actual, expected if with_confidence else expected[0])
@@ -388,23 +399,27 @@ def mixes(draw):
     return a, b, (samples, height, width)
 
 
+@on_each_device
 @checked
 @given(mixes(), st.integers(0, 4), SEEDS)
-def test_cutmix_property(entries, num_boxes, seed):
-    a, b, (samples, _, _) = entries
-    boxes = random_ids((samples, num_boxes, 4), torch.int64, -10, 50, seed)
+def test_cutmix_property(device, entries, num_boxes, seed):
+    a, b = ([tensor.to(device) for tensor in side] for side in entries[:2])
+    boxes = random_ids((entries[2][0], num_boxes, 4), torch.int64, -10, 50, seed).to(device)
     assert_equal(kernels.cutmix(a, b, boxes), reference.cutmix(a, b, boxes))
 
 
+@on_each_device
 @checked
 @given(st.data(), mixes(), SEEDS)
-def test_classmix_property(data, entries, seed):
-    a, b, shape = entries
-    label, classes = data.draw(label_maps(shape)), random_ids((shape[0], 256), high=2, seed=seed)
-    expected = reference.classmix(a, b, label, classes.bool())
-    assert_equal(kernels.classmix(a, b, label, classes.bool()), expected)
+def test_classmix_property(device, data, entries, seed):
+    a, b = ([tensor.to(device) for tensor in side] for side in entries[:2])
+    label = data.draw(label_maps(entries[2])).to(device)
+    classes = random_ids((len(label), 256), torch.bool, high=2, seed=seed).to(device)
+    expected = reference.classmix(a, b, label, classes)
+    assert_equal(kernels.classmix(a, b, label, classes), expected)
 
 
+@on_each_device
 @checked
 @given(
     st.data(),
@@ -413,21 +428,22 @@ def test_classmix_property(data, entries, seed):
     st.integers(1, 256),
     st.none() | st.lists(st.floats(1e-30, 1e30), min_size=12, max_size=12),
 )
-def test_hard_vote_property(data, members, shape, num_classes, weights):
-    votes = data.draw(label_maps([members, *shape]))
+def test_hard_vote_property(device, data, members, shape, num_classes, weights):
+    votes = data.draw(label_maps([members, *shape])).to(device)
     weights = weights and weights[:members]
     expected = reference.hard_vote(votes, num_classes, weights)
     assert_equal(kernels.hard_vote(votes, num_classes, weights), expected)
 
 
+@on_each_device
 @checked
 @given(st.data(), shapes(), st.integers(1, 256), st.integers(1, 4096), st.booleans())
-def test_confidence_histogram_property(data, shape, num_classes, bins, saturated):
-    pred = data.draw(label_maps(shape))
+def test_confidence_histogram_property(device, data, shape, num_classes, bins, saturated):
+    pred = data.draw(label_maps(shape)).to(device)
     values = random_floats(1024, seed=data.draw(SEEDS)).sigmoid()
     values[:7] = torch.tensor([NAN, INF, -INF, -0.0, 1.0, 1 - 2**-24, 1e-45])
     confidence = values[data.draw(label_maps(shape, torch.int64)) * (1 if saturated else 4)]
-    confidence = strided_views(confidence)[data.draw(VIEWS)]
+    confidence = strided_views(confidence)[data.draw(VIEWS)].to(device)
     expected = reference.confidence_histogram(confidence, pred, num_classes, bins)
     assert_equal(kernels.confidence_histogram(confidence, pred, num_classes, bins), expected)
 
@@ -447,7 +463,7 @@ def huge_zeros(shape, dtype, device):
     return torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype, device=device)
 
 
-@on_each_device
+@on_each_device_at_length
 def test_huge_confusion_matrix(device):
     pred, label = (huge_zeros([(1 << 31) + 100], np.uint8, device) for _ in range(2))
     label[-1] = pred[-2] = 1
@@ -455,7 +471,7 @@ def test_huge_confusion_matrix(device):
     assert counts.tolist() == [[(1 << 31) + 98, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
-@on_each_device
+@on_each_device_at_length
 def test_huge_confidence_histogram(device):
     confidence = huge_zeros([(1 << 31) + 100], np.float32, device)
     pred = huge_zeros([(1 << 31) + 100], np.uint8, device)
@@ -464,7 +480,7 @@ def test_huge_confidence_histogram(device):
     assert counts.tolist() == [[(1 << 31) + 98, 1], [1, 0]]
 
 
-@on_each_device
+@on_each_device_at_length
 def test_huge_hard_vote(device):
     votes = huge_zeros([17, (1 << 27) + 5], np.uint8, device)
     votes[8:, -1] = 3
@@ -473,7 +489,7 @@ def test_huge_hard_vote(device):
     assert winner.count_nonzero() == 1
 
 
-@on_each_device
+@on_each_device_at_length
 @pytest.mark.parametrize("name", ["cutmix", "classmix"])
 def test_huge_mix(device, name):
     channels, height, width = 64, 1025, HUGE_W
@@ -492,7 +508,7 @@ def test_huge_mix(device, name):
     assert mixed[0, -1, -1, [0, 1, -2, -1]].tolist() == [5, 0, 0, 7]
 
 
-@on_each_device
+@on_each_device_at_length
 def test_huge_argmax_upsample(device):
     logits = huge_zeros((1, 2, HUGE_H, HUGE_W // 2), np.float32, device)
     logits[0, 1, -1, -1] = 1  # the last of more than 2^31
@@ -546,8 +562,9 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.parametrize("device", DEVICES[:2], indirect=True)
 @pytest.mark.parametrize(("name", "arguments", "sentence"), MISTAKES)
-def test_mistakes_are_refused_alike(name, arguments, sentence):
+def test_mistakes_are_refused_alike(device, name, arguments, sentence):
     for function in (getattr(torch.ops.segshift, name), getattr(reference, name)):
         with pytest.raises(RuntimeError, match=sentence):
             function(*arguments)
@@ -628,18 +645,3 @@ def test_nvcc_compiles_the_cuda_sources(tmp_path):
             [*command, "-o", str(tmp_path / "object.o")], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-
-
-def test_properties_hold_in_require_mode():
-    if not kernels.backend("cpu").startswith("C++"):
-        pytest.skip("the C++ kernels are not compiled")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "_property"],
-        cwd=ROOT,
-        env={**os.environ, "SEGSHIFT_KERNELS": "require"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.startswith("......")  # all six ran
