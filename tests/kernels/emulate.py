@@ -1,4 +1,4 @@
-"""Compile kernels/*.cu for this CPU with emulator.h, into operators that tests call like the others.
+"""Compile kernels/*.cu for this CPU with emulator.h, into operators that tests call as others.
 
 Of the sources only `kernel<<<launch>>>(...)`, `extern __shared__` and the c10/cuda headers are
 changed. All of them are one file to the compiler, each in a namespace of its own together with our
@@ -22,7 +22,8 @@ import torch
 from kernels import build
 
 EMULATOR = Path(__file__).with_name("emulator.h")
-FLAGS = "-std=c++20 -shared -fPIC -O1 -ffp-contract=off -Wno-unknown-pragmas".split()
+FLAGS = "-std=c++20 -shared -fPIC -fvisibility=hidden -O1 -ffp-contract=off".split()
+FLAGS += ["-Wno-unknown-pragmas"]  # unroll
 FORMS = {
     "checked": ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"],
     "sanitized": ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
@@ -98,7 +99,7 @@ def _translate(unit: Unit) -> str:
 
 
 def _compile(text: str, flags: list[str]) -> Path:
-    """Return the library of a translated text: built once on a machine, by one process at a time."""
+    """Return the library of a text: built once on a machine, by one process at a time."""
     import fcntl
 
     from torch.utils import cpp_extension
