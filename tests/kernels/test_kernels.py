@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 
 import kernels
 from kernels import build, reference
-from worlds import ROOT
 
 DEVICES = ["cpu", "emulated", *["cuda"] * torch.cuda.is_available()]
 NAN, INF = math.nan, math.inf
