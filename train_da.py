@@ -193,12 +193,13 @@ def train(args, data: Domains, names: list[str], folder: str, title: str) -> tup
         student.begin(rate)
         if adapt and teacher is not None:
             teacher.follow(student, step - args.adapt_from)
-        for _ in range(args.iter_size):
+        for repeat in range(args.iter_size):
+            last = repeat + 1 == args.iter_size
             # --- the source: its graph is freed before the target's is built, for less memory
             source = augment(next(batches["source"]), "source")
             source.outputs = student(source.image)
             terms = student.loss(source.outputs, source.label)
-            student.backward(terms)
+            student.backward(terms, last=last and not adapt)
             run.record(terms, 1 / args.iter_size)
             if not adapt:
                 continue
@@ -215,7 +216,7 @@ def train(args, data: Domains, names: list[str], folder: str, title: str) -> tup
                 seen.teacher = teacher(seen.target.image)
             # --- what the methods make of it; a control keeps every forward pass at weight 0
             terms = adapting(seen, student)
-            student.backward(terms, 0.0 if args.control else 1.0)
+            student.backward(terms, 0.0 if args.control else 1.0, last)
             run.record(terms, 1 / args.iter_size)
         student.end()
         if teacher is not None:

@@ -111,10 +111,10 @@ def main(args) -> None:
     for step in run.steps(stop, args.random_seed):
         rate = student.rate_at(step)
         student.begin(rate)
-        for _ in range(args.iter_size):
+        for batch in range(args.iter_size):
             source = augment(next(batches), "source")
             terms = student.loss(student(source.image), source.label)
-            student.backward(terms)
+            student.backward(terms, last=batch + 1 == args.iter_size)
             run.record(terms, 1 / args.iter_size)
         student.end()
         if run.prints:

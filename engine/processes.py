@@ -1,9 +1,7 @@
 """Several processes as one run: torchrun, srun or plain python; gloo on CPUs, NCCL on GPUs.
 
 In a single process every function is its own trivial case, so that no caller asks. Gradients are
-averaged by one call after a step's last backward pass, not by DistributedDataParallel: a step has
-several (source, target, mixed images, discriminators), each reaching other parameters, which its
-reducer does not allow without more traffic. The price, in docs/performance.md: no overlap.
+averaged by `engine.gradients`.
 """
 
 import os
@@ -85,15 +83,11 @@ def barrier() -> None:
 
 
 @torch.no_grad()
-def average(*modules: nn.Module, of: str) -> None:
-    """Average modules' "gradients" or "buffers" (running statistics) over all processes."""
-    if of == "gradients":
-        tensors = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
-    else:
-        tensors = [b for m in modules for b in m.buffers() if b.is_floating_point()]
-    if not tensors or not dist.is_initialized():
+def average_buffers(module: nn.Module) -> None:
+    """Average a module's floating-point buffers (running statistics) over all processes."""
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if not buffers or not dist.is_initialized():
         return
-    flat = torch.cat([tensor.flatten().float() for tensor in tensors])
-    flat = add_up(flat) / world_size()
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    flat = add_up(torch.cat([buffer.flatten().float() for buffer in buffers])) / world_size()
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from engine import processes
 from engine.errors import UserError
+from engine.gradients import GradientAverage
 from engine.words import Count, Weight
 from methods.base import Method, Seen, Setting
 from models.discriminator import FCDiscriminator
@@ -55,6 +55,7 @@ class Adversarial(Method):
         self.optimizer = torch.optim.Adam(
             self.discriminators.parameters(), lr=learning_rate_D, betas=(0.9, 0.99)
         )
+        self._gradients, self._passes = GradientAverage(self.discriminators), 0
         self._logged: dict[str, Tensor] = {}
 
     def _maps(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -77,6 +78,9 @@ class Adversarial(Method):
             terms[f"{self.term}_{head}"] = weight * self._judge(head, target, 0.0)
             self.requires_grad_(True)
             self._teach(head, source, target.detach())
+        self._passes += 1
+        if self._passes == self.iter_size:
+            self._gradients.send()  # while the network's backward pass computes
         return terms
 
     def _judge(self, head: str, maps: Tensor, domain: float) -> Tensor:
@@ -95,7 +99,8 @@ class Adversarial(Method):
 
     def after_step(self, rate: float) -> dict[str, Tensor]:
         """Apply the gradients that the discriminators have gathered since the last step."""
-        processes.average(self, of="gradients")
+        self._gradients.wait()
+        self._passes = 0
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

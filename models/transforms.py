@@ -116,12 +116,16 @@ class _AllGather(torch.autograd.Function):
 
 
 def sync_batchnorm(model: nn.Module) -> int:
-    """Turn every BatchNorm2d of a network into a SyncBatchNorm2d, in place; return how many."""
+    """Synchronise every BatchNorm2d of a network, in place; return how many.
+
+    On GPUs it becomes torch's own SyncBatchNorm, elsewhere a `SyncBatchNorm2d`: same keys.
+    """
     changed = 0
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:
-                sync = SyncBatchNorm2d(child.num_features, child.eps, child.momentum)
+                kind = nn.SyncBatchNorm if child.weight.is_cuda else SyncBatchNorm2d
+                sync = kind(child.num_features, child.eps, child.momentum)
                 sync.weight, sync.bias = child.weight, child.bias  # frozen ones stay frozen
                 sync.load_state_dict(child.state_dict())
                 setattr(parent, name, sync.train(child.training))

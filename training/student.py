@@ -9,6 +9,7 @@ import models
 from engine import processes
 from engine.device import autocast
 from engine.errors import UserError
+from engine.gradients import GradientAverage
 from engine.seeds import seed_everything
 from engine.values import Training
 from training.losses import PixelLoss, parse_loss
@@ -41,6 +42,8 @@ class Student:
         self.network = network = build_network(training, num_classes).to(
             device, memory_format=torch.channels_last
         )
+        if training.sync_bn and processes.world_size() > 1 and not models.sync_batchnorm(network):
+            raise UserError("--sync-bn: this network has no batch norm")
         self.optimizer = make_optimizer(
             training.optimizer,
             network.param_groups(training.learning_rate),
@@ -52,6 +55,7 @@ class Student:
             class_weight = class_weight.to(device)
         terms = parse_loss(training.loss or list(network.default_loss))
         self.pixel_loss = PixelLoss(terms, class_weight, network.align_corners)
+        self._gradients = GradientAverage(network)
         self._forward = make_forward(network, training, device)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -100,16 +104,24 @@ class Student:
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def backward(self, terms: dict[str, Tensor], weight: float = 1.0) -> None:
-        """Add the gradients of a batch's terms to those of the step; no terms have none."""
+    def backward(self, terms: dict[str, Tensor], weight: float = 1.0, last: bool = False) -> None:
+        """Add the gradients of a batch's terms to those of the step; no terms have none.
+
+        Args:
+            terms: scalars, by name.
+            weight: of their sum.
+            last: whether no other pass of the step follows: gradients are sent as they come.
+        """
+        if last:
+            self._gradients.begin_last()
         if terms:
             (weight * sum(terms.values()) / self.training.iter_size).backward()
 
     def end(self) -> None:
         """Step, by the gradients of all processes together."""
-        processes.average(self.network, of="gradients")
+        self._gradients.wait()
         self.optimizer.step()
-        processes.average(self.network, of="buffers")
+        processes.average_buffers(self.network)
 
 
 def build_network(training: Training, num_classes: int) -> models.Network:
@@ -126,8 +138,6 @@ def build_network(training: Training, num_classes: int) -> models.Network:
             print(models.load_weights(network, source), flush=True)
     if training.recompute:
         models.checkpoint_activations(network)
-    if training.sync_bn and processes.world_size() > 1 and not models.sync_batchnorm(network):
-        raise UserError("--sync-bn: this network has no batch norm")
     return network.train()
 
 
@@ -152,7 +162,8 @@ def make_forward(network: nn.Module, training: Training, device: torch.device) -
 
     if not training.compiled:
         return forward
-    if any(isinstance(module, models.SyncBatchNorm2d) for module in network.modules()):
+    synchronised = (models.SyncBatchNorm2d, nn.SyncBatchNorm)
+    if any(isinstance(module, synchronised) for module in network.modules()):
         raise UserError("--compile does not go with --sync-bn")
     from torch._dynamo.exc import BackendCompilerFailed  # seconds to import
 

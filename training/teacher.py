@@ -47,7 +47,7 @@ class Teacher:
 
     def end(self) -> None:
         """Average what its forward passes left in its buffers over all processes."""
-        processes.average(self.network, of="buffers")
+        processes.average_buffers(self.network)
 
     def state_dict(self) -> dict:
         """Return the network's."""

@@ -136,6 +136,41 @@ def test_two_processes_resume_bit_for_bit(data: str, tmp_path: Path):
     assert adapt(data, tmp_path / "one", *flags, ranks=2)["step"] == 4  # as many images a step
 
 
+GRADIENTS = """
+import torch
+from torch import nn
+from engine import gradients, processes, start
+
+def main(_):
+    gradients.BUCKET = 4 * 12  # one layer a bucket
+    torch.manual_seed(0)
+    layers = nn.ModuleDict({name: nn.Linear(4, 3, bias=False) for name in "dabc"})
+    average = gradients.GradientAverage(layers)
+    rank = processes.rank()
+    mine, theirs = (torch.full((2, 4), 1.0 + r) for r in (rank, 1 - rank))
+    for step in range(2):
+        layers.zero_grad()
+        layers.a(mine).sum().backward()  # a in two passes, b in the last, c in process 1, d never
+        average.begin_last()
+        last = [layers.a(mine), layers.b(mine), *([layers.c(mine)] if rank else [])]
+        torch.cat(last).sum().backward()
+        assert len(average._sent) == (3 if rank else 0)  # the last layer's bucket goes first
+        average.wait()
+        grads = {name: layer.weight.grad for name, layer in layers.items()}
+        both = (mine + theirs).sum(0).expand(3, 4) / 2
+        assert torch.equal(grads["a"], 2 * both) and torch.equal(grads["b"], both), grads
+        assert torch.equal(grads["c"], torch.full((3, 4), 2.0)) and grads["d"] is None, grads
+    if processes.world_size() == 2:
+        print("averaged")
+
+start.run(main, lambda: None)
+"""
+
+
+def test_gradients_of_several_passes_are_averaged_and_sent_while_the_last_one_computes():
+    assert "averaged" in run(2, "-c", GRADIENTS)[0]
+
+
 def test_a_signal_to_one_process_stops_all_after_the_same_step(data: str, tmp_path: Path):
     words = ["train_da.py", "--snapshot-dir", str(tmp_path), "--data-dir", data, *SMALL]
     words += [*PLAIN.split(), "--num-steps", "100000", "--method", "none"]
