@@ -176,7 +176,7 @@ def scored_classes(subset: str | None, dataset) -> list[int] | None:
 
 def shown_sizes(seen: set[tuple[int, int]]) -> str:
     """Return the one size of all processes' images as WxH, else how many there are."""
-    sizes = sorted(set().union(*processes.gather(seen)))
+    sizes = sorted({tuple(size) for part in processes.gather(sorted(seen)) for size in part})
     if len(sizes) == 1:
         return f"{sizes[0][1]}x{sizes[0][0]}"
     return f"{len(sizes)} sizes"

@@ -85,8 +85,10 @@ def whole(
         if keep is not None and path.exists():
             path.replace(keep)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, temporary):
+            error.filename = str(path)  # a full disk does not say which file it was
         raise
 
 

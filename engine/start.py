@@ -13,9 +13,21 @@ import torch
 from engine import processes
 from engine.errors import UserError
 
-# A loader worker that died or hangs, or another process that ended, is no bug of ours.
 _WORKER = "DataLoader worker"
-_MACHINE_FAULTS = ("DataLoader timed out", "/gloo/")
+_HERE = "--num-workers 0 reads in this process"
+_SMALLER = "a smaller batch, crop or --input-size needs less, and --checkpoint-activations"
+# What a machine's faults are called by torch, none of them a bug of ours, and what helps.
+FAULTS = {
+    "shared memory": f"/dev/shm is full; {_HERE}",
+    "</torch_": f"/dev/shm is full; {_HERE}",
+    "out of memory": _SMALLER,
+    "can't allocate memory": _SMALLER,
+    "Cannot allocate memory": _SMALLER,
+    "can't start new thread": "this machine allows no more threads (ulimit -u)",
+    "DataLoader timed out": f"--loader-timeout allows more; {_HERE}",
+    "/gloo/": "another process has ended or cannot be reached",
+    "NCCL error": "another process has ended or cannot be reached",
+}
 
 
 def run(main: Callable, parse_args: Callable) -> None:
@@ -43,25 +55,39 @@ def run(main: Callable, parse_args: Callable) -> None:
 
 
 def _end(error: Exception) -> NoReturn:
-    """End with one line for what is no bug of ours; raise the error again where it is one.
-
-    A `UserError` raised inside a loader worker arrives wrapped in the worker's traceback; its own
-    line is the last one. A worker that dies is met as whatever the main process was doing with it.
-    """
+    """End with one line for what is no bug of ours; raise the error again where it is one."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise once more
     if isinstance(error, UserError):
-        in_worker = f"{UserError.__module__}.UserError: "
-        _fail(str(error).strip().splitlines()[-1].removeprefix(in_worker))
-    death = _death_of_a_worker(error)
-    if death:
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        _fail(f"{death}; --num-workers 0 reads in this process", at_once=True)
+        _fail(_innermost(error, UserError))
+    if not _raised_in_worker(error):
+        death = _death_of_a_worker(error)
+        if death:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            _fail(f"{death}; {_HERE}", at_once=True)
+    if isinstance(error, (MemoryError, OSError, RuntimeError)):
+        cause = _innermost(error, type(error)) or "out of memory"
+        helps = next((helps for fault, helps in FAULTS.items() if fault in cause), None)
+        if helps is not None:
+            _fail(f"{cause.splitlines()[0]}: {helps}")
+    if isinstance(error, OSError) and not error.strerror:
+        _fail(_innermost(error, type(error)))
     if isinstance(error, OSError):
-        _fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
-    if isinstance(error, RuntimeError) and any(fault in str(error) for fault in _MACHINE_FAULTS):
-        _fail(str(error).splitlines()[0])
+        _fail(f"{error.filename or ''}: {error.strerror}".removeprefix(": "))
     raise error
+
+
+def _raised_in_worker(error: Exception) -> bool:
+    """Return whether an error was raised in a loader worker that lives: torch wraps it."""
+    return str(error).startswith("Caught ") and _WORKER in str(error)
+
+
+def _innermost(error: Exception, kind: type[Exception]) -> str:
+    """Return an error's message; of one that was raised in a worker, what its traceback ends in."""
+    if not _raised_in_worker(error):
+        return str(error).strip()
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return str(error).rpartition(f"\n{name}")[2].strip(": \n")
 
 
 def _death_of_a_worker(error: Exception) -> str:
@@ -89,9 +115,18 @@ def _fail(line: str, at_once: bool = False) -> NoReturn:
     others, whom `processes.stop` waits for.
     """
     several = processes.world_size() > 1
+    line = printable(line)
     shown = f"error: {line} (process {processes.rank()})" if several else f"error: {line}"
     print(shown, file=sys.stderr, flush=True)
     if not (several or at_once):
         sys.exit(2)
     sys.stdout.flush()
     os._exit(2)
+
+
+def printable(text: str) -> str:
+    """Return a text as one line: what a terminal would act on is written out, as in Python."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
