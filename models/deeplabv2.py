@@ -91,7 +91,7 @@ class DeepLabV2(ResNet, Network):
         aspp_dilations = require_positive("aspp_dilations", aspp_dilations)
         self.normalisation = dict(NORMALISATIONS[style])
         self.heads = ("out", "aux") if multi_level else ("out",)
-        in_channels = self.channels[2:] if multi_level else self.channels[3:]
+        in_channels = self.channels[-2:] if multi_level else self.channels[-1:]
         for i, channels in enumerate(in_channels):
             self.add_module(f"layer{5 + i}", DilatedSum(channels, num_classes, aspp_dilations))
         if freeze_bn_affine:
@@ -109,7 +109,7 @@ class DeepLabV2(ResNet, Network):
         Returns:
             "out" and, with two levels, "aux": float [N,C,h,w].
         """
-        layer3, layer4 = self.features(images)[2:]
+        layer3, layer4 = self.features(images)[-2:]
         if "aux" not in self.heads:
             return {"out": self.layer5(layer4)}
         outputs = {"out": self.layer6(layer4)}

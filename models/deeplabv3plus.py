@@ -55,7 +55,7 @@ class Head(nn.Module):
     ):
         super().__init__()
         self.dropout = dropout
-        skip_channels, deep_channels = channels[0], channels[-1]
+        skip_channels, deep_channels = channels[-4], channels[-1]
         if light:
             self.reduce = conv_norm_relu(deep_channels, 2 * width, 1, norm)
             self.skip = nn.Identity()
@@ -71,7 +71,7 @@ class Head(nn.Module):
         self.classifier = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        skip = self.skip(features[0])  # [N, c, H/4, W/4]
+        skip = self.skip(features[-4])  # [N, c, H/4, W/4]
         x = self.aspp(self.reduce(features[-1]))  # [N, width, H/stride, W/stride]
         if self.dropout:
             x = F.dropout2d(x, self.dropout, self.training)
@@ -144,7 +144,7 @@ class DeepLabV3Plus(Network):
         self.aux_head = None
         if multi_level:
             self.heads = ("out", "aux")
-            self.aux_head = AuxiliaryHead(encoder.channels[2], num_classes, width, norm)
+            self.aux_head = AuxiliaryHead(encoder.channels[-2], num_classes, width, norm)
 
     def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
         """Predict logits at a quarter of the size.
@@ -161,7 +161,7 @@ class DeepLabV3Plus(Network):
         features = self.encoder.features(images)
         outputs = {"out": self.head(features)}
         if aux and self.aux_head is not None:
-            outputs["aux"] = upsample_to(self.aux_head(features[2]), outputs["out"])
+            outputs["aux"] = upsample_to(self.aux_head(features[-2]), outputs["out"])
         return outputs
 
     def param_groups(self, lr: float) -> list[dict]:

@@ -30,7 +30,8 @@ class Encoder(nn.Module):
 
     Attributes:
         channels: of each map that `features` returns.
-        strides: of each, of the image's pixels.
+        strides: of each, of the image's pixels: 2 (where the family has a map of that size), then
+            always four of 4, 8, 16 and 32, the last ones less where the output stride is.
     """
 
     channels: list[int]

@@ -92,12 +92,12 @@ class EfficientNetLite(Encoder):
     def __init__(self, *, width: float, depth: float, output_stride: int):
         super().__init__()
         choose("output_stride", output_stride, STRIDES)
-        self.strides = [4, 8, min(16, output_stride), output_stride]
+        self.strides = [2, 4, 8, min(16, output_stride), output_stride]
         self.conv_stem = SameConv2d(3, STEM_CHANNELS, 3, 2, bias=False)
         self.bn0 = batch_norm(STEM_CHANNELS)
         self.blocks = nn.ModuleList()
         # Index of the last block of strides 4, 8, 16 and the output stride, and its channels
-        self.taps, self.channels = [], []
+        self.taps, self.channels = [], [STEM_CHANNELS]
         inplanes, previous_dilation = STEM_CHANNELS, 1
         for i, (count, kernel_size, expansion, planes) in enumerate(STAGES):
             stride, dilation = STRIDES[output_stride][i]
@@ -127,16 +127,16 @@ class EfficientNetLite(Encoder):
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the last outputs of strides 4, 8, 16 and `output_stride`.
+        """Return the stem's output and the last ones of strides 4, 8, 16 and `output_stride`.
 
         Args:
             images: float [N,3,H,W], normalised.
 
         Returns:
-            Four tensors of `self.channels` channels and ceil(size / stride) pixels.
+            Five tensors of `self.channels` channels and ceil(size / stride) pixels.
         """
         x = F.relu6(self.bn0(in_float32(self.conv_stem, images)), inplace=True)  # 1/2
-        outputs = []
+        outputs = [x]
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.taps:

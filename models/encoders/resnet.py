@@ -103,14 +103,14 @@ class ResNet(Encoder):
         super().__init__()
         choose("output_stride", output_stride, STAGES)
         choose("style", style, STYLES)
-        self.strides = [4, 8, min(16, output_stride), output_stride]
+        self.strides = [2, 4, 8, min(16, output_stride), output_stride]
         block = Bottleneck if bottleneck else BasicBlock
 
         self.conv1 = nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTH)
         self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=style == "caffe")
         inplanes, previous_dilation = WIDTH, 1
-        self.channels = []
+        self.channels = [WIDTH]
         for i, (count, (stride, dilation)) in enumerate(
             zip(blocks, STAGES[output_stride], strict=True)
         ):
@@ -133,18 +133,18 @@ class ResNet(Encoder):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs of layer1 to layer4.
+        """Return the outputs of the stem, before its pooling, and of layer1 to layer4.
 
         Args:
             images: float [N,3,H,W], normalised.
 
         Returns:
-            Four tensors of `self.channels` channels; the first has stride 4, the last
+            Five tensors of `self.channels` channels; the first has stride 2, the last
             `output_stride`.
         """
         x = F.relu(self.bn1(in_float32(self.conv1, images)), inplace=True)  # 1/2
+        outputs = [x]
         x = self.maxpool(x)  # 1/4
-        outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
             outputs.append(x)
