@@ -51,6 +51,19 @@ class FolderLock:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / NAME
+        self._hold(folder)
+
+    def renew(self) -> None:
+        """Hold the folder again if somebody has removed the lock's file since.
+
+        Raises:
+            UserError: another process has taken the folder meanwhile; says which.
+        """
+        if not self._is_named():
+            self._file.close()
+            self._hold(self.path.parent)
+
+    def _hold(self, folder: str | Path) -> None:
         while True:
             self._file = os.fdopen(_open(self.path), "r+")
             try:
@@ -69,7 +82,7 @@ class FolderLock:
         self._file.flush()
 
     def _take(self, folder: str | Path) -> bool:
-        """Lock the open file; return whether it still is the one under its name."""
+        """Lock the open file; return whether it was not removed before."""
         if fcntl is None:
             return True
         try:
@@ -84,9 +97,13 @@ class FolderLock:
                 f"warning: {folder}: no locks here ({error.strerror}): start no second run in it",
                 file=sys.stderr,
             )
+        return self._is_named()
+
+    def _is_named(self) -> bool:
+        """Return whether the open file still is the one under its name."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
-        except FileNotFoundError:  # its holder has removed it since it was opened
+        except FileNotFoundError:
             return False
 
     def release(self, remove: bool = False) -> None:

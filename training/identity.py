@@ -100,7 +100,7 @@ def identify(args: Any, datasets: Mapping[str, Dataset | None], **options: Any) 
         UserError: a file that is named cannot be read.
     """
     digests = {
-        f"the {name} images": digest(json.dumps(_pairs(dataset)).encode())
+        f"the {name} images": digest(json.dumps(_contents(dataset)).encode())
         for name, dataset in datasets.items()
         if dataset is not None
     }
@@ -116,8 +116,8 @@ def identify(args: Any, datasets: Mapping[str, Dataset | None], **options: Any) 
     return Identity(known, args.defaults, args.free, digests)
 
 
-def _pairs(dataset: Dataset) -> list:
-    """Return what a dataset's files are called, in their order."""
+def _contents(dataset: Dataset) -> list:
+    """Return what a dataset's files are called, in their order, and what their ids mean."""
     if isinstance(dataset, ConcatDataset):
-        return [_pairs(part) for part in dataset.datasets]
-    return dataset.pairs
+        return [_contents(part) for part in dataset.datasets]
+    return [dataset.pairs, dataset.class_names, dataset.lookup.tolist()]

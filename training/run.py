@@ -202,6 +202,7 @@ class Run:
             "options": self.identity.options,
             "digests": self.identity.digests,
         }
+        self._lock.renew()  # who deletes its file lets another run in
         keep = self.folder / "previous.pth" if self._last_is_whole else None
         save_tensors(value, self.folder / "last.pth", keep=keep)
         self._last_is_whole = True

@@ -59,6 +59,19 @@ def test_a_lock_removed_by_its_holder_is_not_taken_for_the_new_one(tmp_path: Pat
     lock.release(remove=True)
 
 
+def test_who_deletes_the_file_of_a_lock_is_noticed(tmp_path: Path):
+    lock = FolderLock(tmp_path)
+    (tmp_path / ".lock").unlink()
+    lock.renew()  # nobody came: it is held again
+    with pytest.raises(UserError, match="in use by another run"):
+        FolderLock(tmp_path)
+    (tmp_path / ".lock").unlink()
+    other = FolderLock(tmp_path)
+    with pytest.raises(UserError, match="in use by another run"):
+        lock.renew()
+    other.release()
+
+
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_a_link_is_no_lock(link, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")

@@ -129,3 +129,13 @@ def test_a_class_that_no_label_holds_is_refused(data: Path, tmp_path: Path, caps
     assert "training images: folder train: 3 images; 64x48; labels hold 3 of 4 classes" in shown
     assert "(none: crack)" in shown
     assert "of 4 classes)  best" in shown
+
+
+def test_classes_that_mean_other_ids_are_other_data(data: Path, tmp_path: Path):
+    train(tmp_path / "run", data)
+    table = json.loads((data / "classes.json").read_text())
+    rows = table["classes"] if isinstance(table, dict) else table
+    rows[0]["id"], rows[1]["id"] = rows[1]["id"], rows[0]["id"]
+    (data / "classes.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match="other contents of the training images"):
+        train(tmp_path / "run", data)
