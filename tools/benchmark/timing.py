@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import kernels
+from engine.device import pick_precision
 
 
 def alternate(calls: list[Callable], device: torch.device, repeats: int) -> list[list[float]]:
@@ -88,6 +89,7 @@ class NetworkClock:
 
 def describe_machine(device: torch.device, repeats: int) -> dict:
     """Return what a result depends on: hardware, versions, commit, date, and measured rates."""
+    fast_bf16 = pick_precision("auto", device) == "bf16"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -104,7 +106,8 @@ def describe_machine(device: torch.device, repeats: int) -> dict:
         "kernels": kernels.backend(device),
         "copy_gb_per_s": copy_rate(device, repeats),
         "fp32_gflop_per_s": matrix_rate(device, torch.float32, repeats),
-        "bf16_gflop_per_s": matrix_rate(device, torch.bfloat16, repeats),
+        # where it is emulated, the measurement would take minutes and say nothing
+        "bf16_gflop_per_s": matrix_rate(device, torch.bfloat16, repeats) if fast_bf16 else None,
     }
 
 
