@@ -45,8 +45,7 @@ def parse_args(argv: list[str] | None = None):
     images.add_argument("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
     group.add_argument("--set", default="train", help="split; default %(default)s")
     group.add_argument("--num-images", type=parsing.at_least(1), help="use N of them, at random")
-    size = parsing.width_height
-    group.add_argument("--input-size", type=size, default=(1024, 512), metavar="W,H")
+    options.add_input_size(group, "--input-size", (1024, 512))
     options.add_data_option(group, "--data-option")
     options.add_validation(parser)
     options.add_model(parser, MODELS)

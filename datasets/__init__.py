@@ -55,7 +55,9 @@ def build_dataset(
             split: one of the dataset's `splits`; not looked at when a list is given.
             list_file: text file of `image` or `image label` lines relative to root, instead of the
                 dataset's standard folder layout.
-            size: (width, height) in pixels that images are resized to (bicubic); None keeps them.
+            size: (width, height) in pixels that images are resized to (bicubic); a number: the
+                longer side, the ratio kept, and squares filled up where labels are resized too;
+                None keeps them.
             resize_label: resize labels too (nearest), for training; False keeps them for scoring.
             labelled: False never opens a label file, nor needs one to exist.
             num_images: use only the first so many of a shuffle seeded with `seed`.

@@ -46,7 +46,8 @@ class SegmentationDataset(Dataset):
     """Images with labels of one dataset and split, as samples of uint8 tensors.
 
     A sample is a dict: `image` uint8 [3,H,W] RGB; `label` uint8 [h,w] of train ids with 255 for
-    pixels to ignore (absent when unlabelled); `name`, the image's path relative to the root.
+    pixels to ignore (absent when unlabelled); `name`, the image's path relative to the root; and,
+    where the ratio is kept and a square filled up, `extent`, int64 [2], the image's own w, h in it.
 
     A subclass states its class table and says in `find` where its files lie. `options` lists its
     own keyword options: a tuple holds the allowed values, the default first; anything else is the
@@ -88,7 +89,7 @@ class SegmentationDataset(Dataset):
         *,
         split: str,
         list_file: str | Path | None = None,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | int | None = None,
         resize_label: bool = True,
         labelled: bool = True,
         num_images: int | None = None,
@@ -100,16 +101,13 @@ class SegmentationDataset(Dataset):
             raise UserError(
                 f"dataset {self.name} has no split {split!r}; it has: {', '.join(self.splits)}"
             )
-        if size is not None and (len(size) != 2 or min(size) < 1):
+        sides = () if size is None else (size,) if isinstance(size, int) else tuple(size)
+        if size is not None and (len(sides) != 2 - isinstance(size, int) or min(sides) < 1):
             raise UserError(f"size must be (width, height) of at least 1 pixel, got {size}")
         if num_images is not None and num_images < 1:
             raise UserError(f"the number of images must be at least 1, got {num_images}")
-        self.split, self.size, self.resize_label, self.labelled = (
-            split,
-            size,
-            resize_label,
-            labelled,
-        )
+        self.split, self.resize_label, self.labelled = split, resize_label, labelled
+        self.size = size if size is None or isinstance(size, int) else tuple(size)
         self.seed, self.num_images, self.list_file = seed, num_images, list_file
         self.given_root = root
         self.option = self.resolve(options)
@@ -345,12 +343,27 @@ class SegmentationDataset(Dataset):
             )
         return label
 
+    @property
+    def filled_up(self) -> bool:
+        """Whether samples are squares that images of any ratio fill in part, to be batched."""
+        return isinstance(self.size, int) and self.resize_label
+
+    def fitted(self, own: tuple[int, int]) -> tuple[int, int]:
+        """Return the width and height that an image of this own width and height is resized to."""
+        if self.size is None:
+            return own
+        if not isinstance(self.size, int):
+            return self.size
+        longer = max(own)
+        return tuple(max(1, (2 * side * self.size + longer) // (2 * longer)) for side in own)
+
     def resized(self, label: np.ndarray) -> np.ndarray:
         """Return a label in the size that samples hold, uint8 [h,w]."""
-        if self.size is None or not self.resize_label or label.shape == tuple(self.size)[::-1]:
-            return label
-        # Any other filter would invent class ids.
-        return np.asarray(Image.fromarray(label).resize(self.size, Image.Resampling.NEAREST))
+        size = self.fitted(label.shape[::-1])
+        if self.resize_label and label.shape != size[::-1]:
+            # Any other filter would invent class ids.
+            label = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
+        return filled_up(label, self.size, IGNORE) if self.filled_up else label
 
     def paths(self, index: int) -> list[Path]:
         """Return the files that a sample is read from: the image, and the label if there is one."""
@@ -367,13 +380,22 @@ class SegmentationDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = self.read(index)
-        if self.size is not None and image.size != tuple(self.size):
-            image = image.resize(self.size, Image.Resampling.BICUBIC)
-        pixels = np.asarray(image).transpose(2, 0, 1)
-        sample = {"image": torch.from_numpy(pixels.copy()), "name": self.pairs[index][0]}
+        size = self.fitted(image.size)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        pixels, sample = np.asarray(image), {"name": self.pairs[index][0]}
+        if self.filled_up:
+            pixels, sample["extent"] = filled_up(pixels, self.size, 0), torch.tensor(size)
+        sample["image"] = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         if label is not None:
             sample["label"] = torch.from_numpy(self.resized(label).copy())
         return sample
+
+
+def filled_up(pixels: np.ndarray, side: int, value: int) -> np.ndarray:
+    """Return uint8 [H,W,...] with rows below and columns on the right up to a square of `side`."""
+    more = [(0, side - length) for length in pixels.shape[:2]]
+    return np.pad(pixels, more + [(0, 0)] * (pixels.ndim - 2), constant_values=value)
 
 
 def shuffled(pairs: list[tuple[str, str | None]], seed: int) -> list[tuple[str, str | None]]:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from datasets.base import SegmentationDataset
 from engine.errors import UserError
 from engine.locks import waited_for
+from engine.parsing import show_size
 
 FORMAT = 2  # of the file, and of the pixels in it: a change of either is another number
 
@@ -40,7 +41,7 @@ def fingerprint(dataset: SegmentationDataset) -> str:
         "drawn from": None if paths else dataset.seed,
     }
     digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
-    size = "{}x{}".format(*dataset.size) if dataset.size else "own-size"
+    size = show_size(dataset.size).replace(" ", "-")
     return f"{dataset.name}-{size}-{digest}"
 
 
@@ -65,6 +66,10 @@ class CachedDataset(Dataset):
     def __init__(self, dataset: SegmentationDataset, folder: str | Path) -> None:
         self.dataset = dataset
         self.shapes = [sample_shapes(dataset, index) for index in range(len(dataset))]
+        self.extents: list[dict] = [{}] * len(dataset)
+        if dataset.filled_up:
+            own = (dataset.full_size(index)[::-1] for index in range(len(dataset)))
+            self.extents = [{"extent": torch.tensor(dataset.fitted(size))} for size in own]
         sizes = [sum(map(np.prod, shapes.values())) for shapes in self.shapes]
         self.starts = np.cumsum([4 * len(dataset), *sizes])
         self.path = Path(folder) / f"{fingerprint(dataset)}.samples"
@@ -85,7 +90,8 @@ class CachedDataset(Dataset):
             start, stop = self.starts[index : index + 2]
             content = self.read(start, stop - start)
             if checksum(content) == noted:
-                return {"name": self.dataset.pairs[index][0], **self.split(index, content)}
+                about = {"name": self.dataset.pairs[index][0], **self.extents[index]}
+                return {**about, **self.split(index, content)}
         sample = self.dataset[index]
         self.write(index, sample)
         return sample
@@ -126,15 +132,17 @@ def checksum(content: np.ndarray) -> int:
 
 
 def sample_shapes(dataset: SegmentationDataset, index: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a sample's tensors; what has the file's own size is in its header."""
-    resized = dataset.size and tuple(dataset.size)[::-1]
+    """Return the shapes of a sample's tensors; what depends on the file's size is in its header."""
     labelled = dataset.pairs[index][1] is not None
-    all_resized = resized and (dataset.resize_label or not labelled)
-    own = None if all_resized else dataset.full_size(index)
-    shapes = {"image": (3, *(resized or own))}
-    if labelled:
-        shapes["label"] = own or resized
-    return shapes
+    if dataset.filled_up:
+        image = label = (dataset.size, dataset.size)
+    elif isinstance(dataset.size, tuple) and (dataset.resize_label or not labelled):
+        image = label = dataset.size[::-1]
+    else:
+        label = dataset.full_size(index)
+        image = dataset.fitted(label[::-1])[::-1]
+        label = image if dataset.resize_label else label
+    return {"image": (3, *image), **({"label": label} if labelled else {})}
 
 
 def open_allocated(path: Path, size: int) -> BinaryIO:

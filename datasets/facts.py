@@ -8,8 +8,10 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset
 
 from datasets.walk import summary
+from engine.parsing import show_size
 
 SAMPLE = 64  # files whose headers are looked at for their sizes
+SQUASHED = 1.05  # a change of the ratio of width to height that is said
 
 
 class Facts(NamedTuple):
@@ -25,6 +27,7 @@ class Facts(NamedTuple):
         num_classes: of the class table.
         missing: names of classes that no label holds; None where labels were not counted.
         ignored: share of the pixels that is ignored; None where labels were not counted.
+        resized: what images are resized to, see `build_dataset`.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Facts(NamedTuple):
     num_classes: int
     missing: list[str] | None
     ignored: float | None
+    resized: tuple[int, int] | int | None = None
 
     def line(self) -> str:
         """Return one line to print."""
@@ -47,7 +51,7 @@ class Facts(NamedTuple):
             shown = ", ".join(f"{width}x{height}" for (width, height), _ in common[:3])
             more = f" and {len(common) - 3} more sizes" if len(common) > 3 else ""
             of = f" in the first {self.looked_at}" if self.looked_at < self.images else ""
-            parts.append(f"{shown}{more}{of}")
+            parts.append(f"{shown}{more}{of}{self._how_resized()}")
         if self.left_out:
             parts.append(f"left out: {summary(Counter(self.left_out))}")
         if self.missing is not None:
@@ -57,6 +61,18 @@ class Facts(NamedTuple):
         if self.ignored is not None:
             parts.append(f"{100 * self.ignored:.1f} % of the pixels ignored")
         return f"{self.name}: {'; '.join(parts)}"
+
+    def _how_resized(self) -> str:
+        """Say what sizes become, where that is not just a smaller or larger picture."""
+        if isinstance(self.resized, int):
+            return f" to {show_size(self.resized)}"
+        if self.resized is None:
+            return ""
+        changes = {h * self.resized[0] / (w * self.resized[1]) for w, h in self.sizes}
+        if all(1 / SQUASHED <= change <= SQUASHED for change in changes):
+            return ""
+        keeping = f"--input-size {max(self.resized)} keeps the ratio"
+        return f" squashed to {show_size(self.resized)} ({keeping})"
 
 
 def say_facts(datasets: Mapping[str, tuple[Dataset, torch.Tensor | None]]) -> None:
@@ -107,12 +123,14 @@ def _facts(dataset: Any, counts: torch.Tensor | None) -> Facts:
         dataset.num_classes,
         missing,
         ignored,
+        dataset.size,
     )
 
 
 def _label_pixels(dataset: Any) -> int:
     """Return the pixels of all labels in the size that they are counted in."""
-    if dataset.size is not None and dataset.resize_label:
+    if isinstance(dataset.size, tuple) and dataset.resize_label:
         return len(dataset) * dataset.size[0] * dataset.size[1]
-    sizes = (dataset.full_size(index) for index in range(len(dataset)))
-    return sum(height * width for height, width in sizes)
+    own = (dataset.full_size(index)[::-1] for index in range(len(dataset)))
+    sizes = map(dataset.fitted, own) if dataset.resize_label else own
+    return sum(width * height for width, height in sizes)

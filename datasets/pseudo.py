@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from datasets import files
@@ -51,10 +49,7 @@ class WithConfidence(Dataset):
         if confidence.shape != expected:
             given, wanted = (f"{width}x{height}" for height, width in (confidence.shape, expected))
             raise UserError(f"{path}: the confidence is {given} pixels, its image {wanted}")
-        height, width = sample["label"].shape
-        if confidence.shape != (height, width):
-            resized = Image.fromarray(confidence).resize((width, height), Image.Resampling.NEAREST)
-            confidence = np.asarray(resized)
+        confidence = self.dataset.resized(confidence)
         return sample | {"confidence": torch.from_numpy(confidence.copy())}
 
 

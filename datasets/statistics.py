@@ -84,7 +84,7 @@ NOTHING_KNOWN = Statistics()
 def class_statistics(
     dataset: Dataset,
     folder: str | Path,
-    size: tuple[int, int],
+    size: tuple[int, int] | int,
     *,
     balance: bool,
     temperature: float | None,
@@ -97,7 +97,7 @@ def class_statistics(
 
     Args:
         dataset, folder, loading: see `class_counts`.
-        size: W, H of the labels.
+        size: of the labels, see `build_dataset`.
         balance: whether the loss weighs the classes.
         temperature: of the sampling of rare classes; None for none.
         allow_missing: whether a class of people's own table may be in no label.
@@ -114,7 +114,8 @@ def class_statistics(
     if own and not allow_missing:
         _refuse_missing(dataset, own, counts)
     weight = class_weights(counts) if balance else None
-    rare = None if temperature is None else RareClasses(counts, size, temperature)
+    square = (size, size) if isinstance(size, int) else size
+    rare = None if temperature is None else RareClasses(counts, square, temperature)
     return Statistics(counts, weight, rare)
 
 

@@ -11,7 +11,15 @@ from typing import Any
 from engine import words
 from engine.command_line import Parser, parse, parser, plain, refuse_idle
 from engine.errors import UserError
-from engine.parsing import at_least, count_or_all, key_value, numbers, scale_range, width_height
+from engine.parsing import (
+    at_least,
+    count_or_all,
+    image_size,
+    key_value,
+    numbers,
+    scale_range,
+    width_height,
+)
 from engine.recipes import RECIPES
 from engine.values import Images, Loading, Saving, Training, Validation, Views
 
@@ -293,13 +301,25 @@ def add_data(parser: Parser, split: str | None = None) -> None:
         "--set", default=split, help=f"split; default: {split or 'the one validated on, else val'}"
     )
     add_data_option(group, "--data-option")
-    flag(
-        "--input-size",
-        type=width_height,
-        metavar="W,H",
-        help="images are resized to it; default: the checkpoint's, else the files' own",
-    )
+    add_input_size(group, "--input-size", None, "the checkpoint's, else the files' own")
     flag("--batch-size", type=at_least(1), default=1)
+
+
+def add_input_size(
+    group: argparse._ArgumentGroup,
+    flag: str,
+    default: tuple[int, int] | None,
+    said: str = "--input-size",
+) -> None:
+    """Add a flag for the size that images are resized to; `said` stands for a default of None."""
+    group.add_argument(
+        flag,
+        type=image_size,
+        default=default,
+        metavar="W,H|N",
+        help="images are resized to W,H, or to a longer side of N, their ratio kept; default: "
+        + (said if default is None else "{},{}".format(*default)),
+    )
 
 
 def add_data_option(group: argparse._ArgumentGroup, flag: str) -> None:
@@ -350,8 +370,8 @@ def add_domains(parser: Parser) -> None:
     )
     flag("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
     flag("--pseudo-confidence", action="store_true", help="weigh pseudo labels by DIR/confidence")
-    flag("--input-size", type=width_height, default=(1280, 720), metavar="W,H")
-    flag("--input-size-target", type=width_height, metavar="W,H", help="default: the same")
+    add_input_size(group, "--input-size", (1280, 720))
+    add_input_size(group, "--input-size-target", None)
 
 
 def sources(args: argparse.Namespace) -> list[Images]:

@@ -16,6 +16,23 @@ def width_height(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def image_size(text: str) -> tuple[int, int] | int:
+    """Parse `W,H` in pixels, or `N`, the longer side of images that keep their ratio."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    try:
+        return width_height(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; or N, the longer side") from None
+
+
+def show_size(size: tuple[int, int] | int | None) -> str:
+    """Return the size that images are resized to, for people."""
+    if size is None:
+        return "own"
+    return f"longer side {size}" if isinstance(size, int) else "{}x{}".format(*size)
+
+
 def numbers(kind: type) -> Callable:
     """Return a parser of comma-separated numbers of one kind."""
 

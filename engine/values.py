@@ -13,7 +13,8 @@ class Images:
         root: the data folder; None for the checkpoint's, or for a dataset without files.
         split: of the dataset; None for the checkpoint's, else val.
         list_file: instead of a split.
-        size: W, H in pixels that images are resized to; None for the checkpoint's, else their own.
+        size: W, H in pixels that images are resized to, or their longer side, the ratio kept; None
+            for the checkpoint's, else their own.
         num_images: use so many, at random.
         seed: of that choice.
         cache_dir: where decoded samples are kept.
@@ -24,7 +25,7 @@ class Images:
     root: str | None = None
     split: str | None = None
     list_file: str | None = None
-    size: tuple[int, int] | None = None
+    size: tuple[int, int] | int | None = None
     num_images: int | None = None
     seed: int = 0
     cache_dir: str | None = None

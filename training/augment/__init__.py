@@ -51,7 +51,8 @@ class Augment:
 
         Args:
             batch: `image`, uint8 [N,3,H,W]; `label`, uint8 [N,H,W], if labelled; `confidence`,
-                uint8 like the label, if that has one; `rare_class`, int64 [N], if drawn for one.
+                uint8 like the label, if that has one; `rare_class`, int64 [N], if drawn for one;
+                `extent`, int64 [N,2], if the images fill a part of theirs.
             side: whose it is.
 
         Raises:
@@ -67,6 +68,7 @@ class Augment:
             batch["image"],
             torch.stack(maps, 1) if maps else None,
             rare_class=batch.get("rare_class"),
+            extent=batch.get("extent"),
             moves=[(AUGMENTATIONS[name].apply, v) for name, v in by_stage["move"].items()],
             **{AUGMENTATIONS[name].apply: value for name, value in by_stage["warp"].items()},
         )

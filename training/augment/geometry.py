@@ -25,6 +25,7 @@ def warp(
     scale: tuple[float, float] = (1.0, 1.0),
     mirror: bool = False,
     rare_class: torch.Tensor | None = None,
+    extent: torch.Tensor | None = None,
     moves: Sequence[tuple[Callable, Any]] = (),
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scale, crop, mirror and move each image of a batch at random, its label along with it.
@@ -36,6 +37,7 @@ def warp(
         scale: range of a uniform factor; what lies outside the image is black, label 255.
         mirror: flip left to right with probability 1/2.
         rare_class: int64 [N], the class that each crop should hold; see `crops_with`.
+        extent: int64 [N,2], w and h of what each image fills, where crops lie; None for all of it.
         moves: functions and their values, see `Row`; the first is the last to be looked through.
 
     Returns:
@@ -54,8 +56,13 @@ def warp(
         return images, labels
     if rare_class is None:
         factor = scale[0] + factor * (scale[1] - scale[0])
-        left = place(left, width * factor, crop_w)
-        top = place(top, height * factor, crop_h)
+        filled = (width, height)
+        if extent is not None:
+            filled = extent.unbind(1)
+            drawn = (factor, left, top, flip)
+            factor, left, top, flip = (one.to(extent.device, non_blocking=True) for one in drawn)
+        left = place(left, filled[0] * factor, crop_w)
+        top = place(top, filled[1] * factor, crop_h)
     else:
         factor, left, top = crops_with(rare_class, labels[:, 0], (crop_w, crop_h), scale)
         flip = flip.to(images.device, non_blocking=True)
