@@ -128,6 +128,7 @@ def open_data(args) -> Domains:
         loading=options.loading(args),
         allow_missing=args.allow_missing_classes,
     )
+    options.count_steps(args, len(data.source), processes.world_size())
     counts = {"source": data.known.counts}
     say_facts({name: (dataset, counts.get(name)) for name, dataset in data.named.items()})
     return data
@@ -245,7 +246,11 @@ def finish(args, data: Domains, student: Student, adapting: Adapting, run: Run, 
 
     def target_images():
         for batch in make_loader(data.target, options.loading(args), batch_size=args.batch_size):
-            yield models.normalise(batch["image"].to(student.device), network.normalisation)
+            images = batch["image"].to(student.device)
+            if "extent" in batch:  # what all fill: black would count in their statistics
+                width, height = batch["extent"].amin(0).tolist()
+                images = images[..., :height, :width]
+            yield models.normalise(images, network.normalisation)
 
     if adapting.finish(network, target_images):
         scores["finished"] = score()

@@ -72,6 +72,7 @@ def main(args) -> None:
     precision = pick_precision(args.precision, device)
     augment = Augment(args.augment, sides=("source",))
     train_set, val = open_data(args)
+    options.count_steps(args, len(train_set), processes.world_size())
     known = class_statistics(
         train_set,
         args.cache or args.snapshot_dir,

@@ -135,7 +135,12 @@ def _recipe_words(
     if given.model is not None and given.model[0] != groups["model"][1]:
         groups = {dest: one for dest, one in groups.items() if dest not in ("model", "weights")}
     # the user's words of the same network stand beside the recipe's
-    kept = {d: one for d, one in groups.items() if d == "model" or getattr(given, d) is None}
+    said = {dest for dest in groups if dest != "model" and getattr(given, dest) is not None}
+    for exclusive in parser._mutually_exclusive_groups:
+        dests = {action.dest for action in exclusive._group_actions}
+        if any(getattr(given, dest) is not None for dest in dests):
+            said |= dests
+    kept = {dest: one for dest, one in groups.items() if dest not in said}
     return [word for one in kept.values() for word in one]
 
 

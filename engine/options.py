@@ -5,6 +5,7 @@ parses with `parse`; see `command_line`. Nothing here imports torch.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -98,17 +99,16 @@ def add_training(parser: Parser) -> None:
     group = parser.add_argument_group("training")
     flag = group.add_argument
     flag("--snapshot-dir", required=True, metavar="DIR").free = True
-    flag("--weights", default="none", help="initial weights: imagenet, none or a file")
+    flag(
+        "--weights",
+        default="none",
+        help="initial weights: imagenet, auto (imagenet where that file is on this machine), none "
+        "or a file; default %(default)s",
+    )
     flag("--restore-from", metavar="FILE", help="start from this checkpoint's model")
     flag("--batch-size", type=at_least(1), default=1)
     flag("--iter-size", type=at_least(1), default=1, help="batches a step")
-    flag("--num-steps", type=at_least(1), default=250_000, help="of the schedule")
-    flag(
-        "--change-num-steps",
-        action="store_true",
-        help="resume with another --num-steps: the schedule is the new one's from there on",
-    ).free = True
-    flag("--num-steps-stop", type=at_least(1), help="stop earlier than --num-steps").free = True
+    _add_length(group)
     flag("--random-seed", type=at_least(0), default=1234)
     flag("--optimizer", choices=["sgd", "adamw"], default="sgd")
     flag("--learning-rate", type=at_least(0, float), default=2.5e-4)
@@ -161,6 +161,52 @@ def add_training(parser: Parser) -> None:
         "--sync-bn",
         action="store_true",
         help="batch norm over the images of all processes; not with --compile",
+    )
+
+
+def _add_length(group: argparse._ArgumentGroup) -> None:
+    """Add how many steps a run has."""
+    flag = group.add_argument
+    length = group.add_mutually_exclusive_group()
+    length.add_argument(
+        "--num-steps",
+        type=at_least(1),
+        default=250_000,
+        help="of the schedule; default %(default)s",
+    )
+    length.add_argument(
+        "--epochs",
+        type=at_least(0, float),
+        metavar="E",
+        help="passes over the labelled images instead of --num-steps, with ten validations in all "
+        "unless --save-pred-every is given",
+    )
+    flag(
+        "--change-num-steps",
+        action="store_true",
+        help="resume with another --num-steps: the schedule is the new one's from there on",
+    ).free = True
+    flag("--num-steps-stop", type=at_least(1), help="stop earlier than --num-steps").free = True
+
+
+def count_steps(args: argparse.Namespace, num_images: int, num_processes: int) -> None:
+    """Turn --epochs into --num-steps, and say so.
+
+    Args:
+        args: of `parse`, whose num_steps and save_pred_every are set.
+        num_images: of an epoch.
+        num_processes: that divide them.
+    """
+    if args.epochs is None:
+        return
+    images = args.batch_size * args.iter_size * num_processes  # of a step
+    args.num_steps = max(1, math.ceil(args.epochs * num_images / images))
+    if "save_pred_every" not in args.given:
+        args.save_pred_every = math.ceil(args.num_steps / 10)
+    print(
+        f"{args.epochs:g} epochs of {num_images} images, {images} a step: --num-steps "
+        f"{args.num_steps} --save-pred-every {args.save_pred_every}",
+        flush=True,
     )
 
 

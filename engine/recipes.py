@@ -63,6 +63,11 @@ RECIPES = {
     " --save-pred-every 500",
     "camvid": _CAMVID,
     "camvid-adapt": f"{_CAMVID} --num-steps 300 --learning-rate 5.36e-4",
+    # people's own images, of any shapes
+    "folder": """--source folder --target folder --input-size 768 --augment hflip scale=0.75,1.5
+        crop=512,512 source:jitter=0.3 --model deeplabv3plus encoder=efficientnet_lite0
+        --weights auto --optimizer adamw --learning-rate 1e-3 --weight-decay 1e-2 --warmup-steps 20
+        --batch-size 4 --epochs 40 --print-every 10 --method entropy adabn""",
     "streets": """--source streets --source-set train --target streets --set train --val-set val
         --input-size 160,96 --augment hflip --model compact --optimizer adamw --learning-rate 2e-3
         --weight-decay 1e-2 --warmup-steps 20 --batch-size 8 --num-steps 300 --adapt-from 150

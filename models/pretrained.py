@@ -15,11 +15,12 @@ from engine.errors import UserError
 from models.encoders import encoder_row
 
 
-def published_file(model: nn.Module) -> Path:
+def published_file(model: nn.Module, download: bool = True) -> Path:
     """Return the file with ImageNet's weights for a network's encoder.
 
     Args:
         model: of `build_model`.
+        download: whether it may be downloaded.
 
     Raises:
         UserError: the network has no encoder, nobody publishes weights for it, or its file is
@@ -36,7 +37,7 @@ def published_file(model: nn.Module) -> Path:
     weights = encoder_row(encoder).weights
     if weights is None:
         raise UserError(f"no package has ImageNet weights for {encoder}: give a file")
-    return _downloaded(weights) if "://" in weights else _packaged(encoder, weights)
+    return _downloaded(weights, download) if "://" in weights else _packaged(encoder, weights)
 
 
 def _packaged(encoder: str, package: str) -> Path:
@@ -50,10 +51,12 @@ def _packaged(encoder: str, package: str) -> Path:
     return files[0]
 
 
-def _downloaded(address: str) -> Path:
+def _downloaded(address: str, allowed: bool) -> Path:
     """Return the file in torch's cache, downloaded if it is not there, its hash checked."""
     path = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])
     digest = path.stem.rpartition("-")[2]
+    if not path.exists() and not allowed:
+        raise UserError(f"{path}: not there; --weights imagenet downloads it")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import evaluate
 import fakedata
@@ -13,8 +14,11 @@ import train_da
 import train_seg
 from datasets import build_dataset
 from datasets.base import NoLabels
+from datasets.facts import dataset_facts
 from datasets.folder import table_of
 from engine.errors import UserError
+from models import pretrained
+from training.augment import Augment
 
 SMALL = """--model compact width=8 norm=batch --input-size 64,48 --num-steps 2 --num-workers 0
     --save-pred-every 1 --batch-size 2 --method entropy adabn --precision fp32""".split()
@@ -131,6 +135,107 @@ def test_every_table_can_be_taken_by_a_folder(tmp_path: Path):
     assert taken.class_names == cityscapes.class_names
     assert taken.palette == [tuple(colour) for colour in cityscapes.palette]
     assert (taken.lookup == cityscapes.lookup)[:34].all()
+
+
+# ------------------------------------------------------------------ the recipe
+
+
+def of_two_shapes(root: Path, n: int = 6) -> Path:
+    """Write labelled images, 64x48 and 40x80 in turn, without splits."""
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        ids = fakedata.blocks(rng, ((64, 48), (40, 80))[i % 2], (0, 1, 2))
+        fakedata.save(root / "images" / f"{i}.jpg", fakedata.picture(rng, ids))
+        fakedata.save(root / "labels" / f"{i}.png", ids)
+    table = [{"id": i, "name": f"class {i}", "color": [80 * i, 0, 9]} for i in range(3)]
+    (root / "classes.json").write_text(json.dumps(table))
+    return root
+
+
+def test_the_longer_side_keeps_the_ratio(tmp_path: Path):
+    root = of_two_shapes(tmp_path / "mine")
+    own = [build_dataset("folder", root, split="train", size=None)[i] for i in range(2)]
+    for labelled in (True, False):
+        filled = build_dataset("folder", root, split="train", size=32, labelled=labelled)
+        for i, extent in enumerate(([32, 24], [16, 32])):
+            sample, (w, h) = filled[i], extent
+            assert sample["image"].shape == (3, 32, 32)
+            assert sample["extent"].tolist() == extent
+            assert not sample["image"][:, h:].any()
+            assert not sample["image"][:, :, w:].any()
+            assert sample["image"][:, :h, :w].float().std() > 10
+            if labelled:
+                assert (sample["label"][:h, :w] < 3).all()
+                assert (sample["label"][h:] == 255).all()
+                assert (sample["label"][:, w:] == 255).all()
+    # what is scored is not filled up, and has its label's own size
+    scored = build_dataset("folder", root, split="train", size=32, resize_label=False)
+    assert scored[1]["image"].shape == (3, 32, 16)
+    assert (scored[1]["label"] == own[1]["label"]).all()
+
+
+@pytest.mark.parametrize("resize_label", [True, False])
+def test_a_cache_keeps_what_the_longer_side_made(resize_label: bool, tmp_path: Path):
+    root = of_two_shapes(tmp_path / "mine")
+    how = {"split": "train", "size": 32, "resize_label": resize_label}
+    plain = build_dataset("folder", root, **how)
+    for _ in range(2):
+        cached = build_dataset("folder", root, **how, cache_dir=tmp_path / "cache")
+        for i in range(2):
+            assert cached[i].keys() == plain[i].keys()
+            for key, value in plain[i].items():
+                assert value == cached[i][key] if key == "name" else value.equal(cached[i][key])
+
+
+def test_crops_lie_in_what_an_image_fills():
+    """A white picture in a black square: a crop that fits shows no black."""
+    image = torch.zeros(8, 3, 40, 40, dtype=torch.uint8)
+    image[:, :, :30, :20] = 255
+    label = torch.full((8, 40, 40), 255, dtype=torch.uint8)
+    label[:, :30, :20] = 1
+    batch = {"image": image, "label": label, "extent": torch.tensor([[20, 30]] * 8)}
+    torch.manual_seed(0)
+    out = Augment(["crop=16,16", "hflip"])(batch, "source")
+    assert (out.image > 254).all()
+    assert (out.label == 1).all()
+    larger = Augment(["crop=24,24"])(batch, "source")
+    assert ((larger.label == 1).sum((1, 2)) == 20 * 24).all()
+
+
+def test_the_recipe_trains_what_people_have(tmp_path: Path, capsys, monkeypatch):
+    root = of_two_shapes(tmp_path / "mine", n=11)
+    small = ["--input-size", "64", "--crop-size", "32,32", "--num-workers", "0"]
+    words = ["--recipe", "folder", "--data-dir", str(root), "--epochs", "2", *small]
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    train_seg.main(train_seg.parse_args([*words, "--snapshot-dir", str(tmp_path / "r")]))
+    said = capsys.readouterr().out
+    assert "2 epochs of 9 images, 4 a step: --num-steps 5 --save-pred-every 1" in said
+    assert said.count("weights: none, training starts from random ones (ImageNet weights of") == 1
+    assert " to longer side 64; left out: 2 held out" in said
+    assert "squashed" not in said
+    best = ["--restore-from", str(tmp_path / "r" / "folder_best.pth"), "--num-workers", "0"]
+    evaluate.main(evaluate.parse_args(best))
+    assert "mIoU is the mean of all 3 classes" in capsys.readouterr().out
+    words += ["--data-dir-target", str(photographs(tmp_path / "photos"))]
+    train_da.main(train_da.parse_args([*words, "--snapshot-dir", str(tmp_path / "a")]))
+    assert "folder_finished.pth" in capsys.readouterr().out
+
+
+def test_squashing_is_said(tmp_path: Path):
+    root = of_two_shapes(tmp_path / "mine")
+    for size, said in (((64, 48), True), ((32, 24), True), (64, False), (None, False)):
+        (found,) = dataset_facts(build_dataset("folder", root, split="train", size=size))
+        assert ("squashed" in found.line()) == said
+    gta5 = build_dataset("gta5", fakedata.make_gta5(tmp_path / "g"), split="train", size=(32, 24))
+    assert "squashed" not in dataset_facts(gta5)[0].line()
+
+
+def test_epochs_and_steps_exclude_each_other_and_the_recipes(tmp_path: Path, capsys):
+    words = ["--recipe", "folder", "--snapshot-dir", str(tmp_path)]
+    assert train_seg.parse_args([*words, "--num-steps", "7"]).epochs is None
+    with pytest.raises(SystemExit):
+        train_seg.parse_args([*words, "--num-steps", "7", "--epochs", "7"])
+    assert "not allowed with" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------ held out

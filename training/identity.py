@@ -78,7 +78,7 @@ class Identity:
                 f"the schedule of {before} steps is now one of {now}: from step {step} on, the "
                 "learning rate is that of the new one, which the steps before did not have"
             )
-        theirs["num_steps"] = now
+        theirs["num_steps"], theirs["epochs"] = now, self.options.get("epochs")
 
 
 def _batch(options: Mapping[str, Any]) -> int | None:

@@ -1,6 +1,7 @@
 """The network in training: built, loaded, run on images of 0 to 255, and stepped."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from engine.errors import UserError
 from engine.gradients import GradientAverage
 from engine.seeds import seed_everything
 from engine.values import Training
+from models.pretrained import published_file
 from training.losses import PixelLoss, parse_loss
 from training.schedule import make_optimizer, poly_rate, set_rate
 
@@ -134,11 +136,22 @@ def build_network(training: Training, num_classes: int) -> models.Network:
     if training.aux_weight is not None:
         network.aux_weight = training.aux_weight
     for source in training.weights:
+        if source == "auto":
+            source = _published_if_there(network)
         if source not in (None, "none"):
             print(models.load_weights(network, source), flush=True)
     if training.recompute:
         models.checkpoint_activations(network)
     return network.train()
+
+
+def _published_if_there(network: models.Network) -> Path | None:
+    """Return the file with published weights, if this machine has it; say that it has not."""
+    try:
+        return published_file(network, download=False)
+    except UserError as error:
+        print(f"weights: none, training starts from random ones ({error})", flush=True)
+        return None
 
 
 def make_forward(network: nn.Module, training: Training, device: torch.device) -> Callable:
