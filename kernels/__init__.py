@@ -1,4 +1,4 @@
-"""Count, resize, mix and vote on label maps: five operations in C++ and CUDA.
+"""Count, resize, mix and vote on label maps: six operations in C++ and CUDA.
 
 Mixing has two forms, `cutmix` and `classmix`; each is an operator of its own to the dispatcher.
 
@@ -66,10 +66,21 @@ def _fake_hard_vote(
 
 
 def _fake_confidence_histogram(
-    confidence: Tensor, pred: Tensor, num_classes: int, bins: int
+    confidence: Tensor,
+    pred: Tensor,
+    num_classes: int,
+    bins: int,
+    label: Tensor | None = None,
+    ignore_index: int = 255,
 ) -> Tensor:
-    reference.check_confidence_histogram(confidence, pred, num_classes, bins)
-    return pred.new_empty((num_classes, bins), dtype=torch.int64)
+    reference.check_confidence_histogram(confidence, pred, num_classes, bins, label)
+    shape = (num_classes, bins) if label is None else (num_classes, bins, 2)
+    return pred.new_empty(shape, dtype=torch.int64)
+
+
+def _fake_boundary_map(label: Tensor, radius: int, border: bool) -> Tensor:
+    reference.check_boundary_map(label, radius)
+    return label.new_empty(label.shape, dtype=torch.bool)
 
 
 _define(
@@ -95,9 +106,15 @@ _define(
     _fake_hard_vote,
 )
 _define(
-    "confidence_histogram(Tensor confidence, Tensor pred, int num_classes, int bins) -> Tensor",
+    "confidence_histogram(Tensor confidence, Tensor pred, int num_classes, int bins,"
+    " Tensor? label=None, int ignore_index=255) -> Tensor",
     reference.confidence_histogram,
     _fake_confidence_histogram,
+)
+_define(
+    "boundary_map(Tensor label, int radius, bool border) -> Tensor",
+    reference.boundary_map,
+    _fake_boundary_map,
 )
 
 _served_by = build.load()
@@ -236,19 +253,54 @@ def hard_vote(
     return torch.ops.segshift.hard_vote(predictions, num_classes, weights)
 
 
-def confidence_histogram(confidence: Tensor, pred: Tensor, num_classes: int, bins: int) -> Tensor:
-    """Count pixels by predicted class and confidence.
+def confidence_histogram(
+    confidence: Tensor,
+    pred: Tensor,
+    num_classes: int,
+    bins: int,
+    label: Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Count pixels by predicted class and confidence, and by whether they are right.
 
     Args:
         confidence: float32 of any shape; values outside 0..1 count in the first or last bin.
         pred: uint8 of the same shape.
         num_classes: C, 1..256.
         bins: equal parts of 0..1, 1..4096; a pixel falls into trunc(float32(confidence * bins)).
+        label: true ids, uint8 of the same shape, or None.
+        ignore_index: pixels with this label are not counted.
 
     Returns:
-        int64 [C, bins]. Pixels with pred >= C or a NaN confidence are not counted.
+        int64 [C, bins]; with a label [C, bins, 2], the wrong pixels and the right ones: what the
+        expected calibration error is read off (Guo et al. 2017, arXiv:1706.04599, equation 3).
+        Pixels with pred >= C or a NaN confidence are not counted.
 
     Raises:
         RuntimeError: on another dtype, or shapes or devices that differ.
     """
-    return torch.ops.segshift.confidence_histogram(confidence, pred, num_classes, bins)
+    return torch.ops.segshift.confidence_histogram(
+        confidence, pred, num_classes, bins, label, ignore_index
+    )
+
+
+def boundary_map(label: Tensor, radius: int, border: bool = False) -> Tensor:
+    """Find the pixels near a change of class.
+
+    Args:
+        label: ids, uint8 [N, H, W]; every id counts as a class, ignored ones too.
+        radius: of the square window of 2 * radius + 1 pixels around each, 0..32767.
+        border: what lies outside the image counts as another class.
+
+    Returns:
+        bool [N, H, W], whether the window holds another id than the pixel's own (with a radius of
+        0 none does).
+
+    Raises:
+        RuntimeError: on another dtype, shape or radius.
+
+    Source: the boundary region of Cheng et al. 2021, Boundary IoU (arXiv:2103.16562), section 4:
+    with `border`, `boundary_map(label, d, True) & (label == c)` is the mask of class c less its
+    erosion by d steps of a 3x3 square. All classes at once instead of mask by mask.
+    """
+    return torch.ops.segshift.boundary_map(label, radius, border)

@@ -33,7 +33,7 @@ from kernels import cache, toolkit
 MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent
 LAST_LINES = 15
-OPERATIONS = ("confusion", "confidence", "vote", "mix", "upsample")
+OPERATIONS = ("boundary", "confidence", "confusion", "mix", "upsample", "vote")
 FORMAT = 2  # of what lies beside a library
 FAILED_TO_LOAD = "it failed to load"
 SOURCES = {

@@ -8,6 +8,7 @@
 namespace {
 
 constexpr size_t kMostEntries = 16;  // that one call can mix
+constexpr int64_t kMostRadius = 32767;  // of boundary_map; what lies between rows is aged in 16 bits
 
 inline void check_classes(int64_t num_classes) {
   TORCH_CHECK(num_classes >= 1 && num_classes <= 256, "num_classes must be 1..256, got ",
@@ -105,7 +106,8 @@ inline void check_hard_vote(const at::Tensor& predictions, int64_t num_classes,
 }
 
 inline void check_confidence_histogram(const at::Tensor& confidence, const at::Tensor& pred,
-                                       int64_t num_classes, int64_t bins) {
+                                       int64_t num_classes, int64_t bins,
+                                       const std::optional<at::Tensor>& label) {
   check_classes(num_classes);
   TORCH_CHECK(bins >= 1 && bins <= 4096, "bins must be 1..4096, got ", bins);
   TORCH_CHECK(confidence.scalar_type() == at::kFloat, "confidence must be float32, got ",
@@ -114,6 +116,18 @@ inline void check_confidence_histogram(const at::Tensor& confidence, const at::T
   TORCH_CHECK(confidence.sizes() == pred.sizes(), "confidence and pred differ in shape: ",
               confidence.sizes(), " and ", pred.sizes());
   check_device(confidence, pred);
+  if (!label) return;
+  TORCH_CHECK(label->scalar_type() == at::kByte, "label must be uint8, got ", label->scalar_type());
+  TORCH_CHECK(label->sizes() == pred.sizes(), "label and pred differ in shape: ", label->sizes(),
+              " and ", pred.sizes());
+  check_device(*label, pred);
+}
+
+inline void check_boundary_map(const at::Tensor& label, int64_t radius) {
+  TORCH_CHECK(label.scalar_type() == at::kByte, "label must be uint8, got ", label.scalar_type());
+  TORCH_CHECK(label.dim() == 3, "label must be [N, H, W], got ", label.sizes());
+  TORCH_CHECK(radius >= 0 && radius <= kMostRadius, "radius must be 0..", kMostRadius, ", got ",
+              radius);
 }
 
 }  // namespace

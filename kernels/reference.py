@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LABEL_DTYPES = (torch.uint8, torch.int32, torch.int64)
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ENTRIES = 16  # that one call can mix
+MOST_RADIUS = 32767  # of boundary_map; what lies between rows is aged in 16 bits
 ABSTAIN = 255  # what hard_vote writes where no member votes
 
 # exp(x) = 2^n * P(r) with n = round(x / ln 2) and r = x - n * ln 2, where ln 2 = LN2_HIGH + LN2_LOW
@@ -253,27 +255,66 @@ def hard_vote(predictions: Tensor, num_classes: int, weights: Sequence[float] | 
 
 
 def check_confidence_histogram(
-    confidence: Tensor, pred: Tensor, num_classes: int, bins: int
+    confidence: Tensor, pred: Tensor, num_classes: int, bins: int, label: Tensor | None
 ) -> None:
     _check_classes(num_classes)
     _check(1 <= bins <= 4096, f"bins must be 1..4096, got {bins}")
     _check(confidence.dtype == torch.float32, f"confidence must be float32: {confidence.dtype}")
-    _check(pred.dtype == torch.uint8, f"pred must be uint8, got {pred.dtype}")
-    _check(
-        confidence.shape == pred.shape,
-        f"confidence and pred differ in shape: {list(confidence.shape)} and {list(pred.shape)}",
-    )
-    _check(
-        confidence.device == pred.device,
-        f"confidence is on {confidence.device}, pred on {pred.device}",
-    )
+    others = {"confidence": confidence, **({} if label is None else {"label": label})}
+    for name, ids in (("pred", pred), ("label", label)):
+        if ids is not None:
+            _check(ids.dtype == torch.uint8, f"{name} must be uint8, got {ids.dtype}")
+    for name, other in others.items():
+        _check(
+            other.shape == pred.shape,
+            f"{name} and pred differ in shape: {list(other.shape)} and {list(pred.shape)}",
+        )
+        _check(other.device == pred.device, f"{name} is on {other.device}, pred on {pred.device}")
 
 
-def confidence_histogram(confidence: Tensor, pred: Tensor, num_classes: int, bins: int) -> Tensor:
-    check_confidence_histogram(confidence, pred, num_classes, bins)
+def confidence_histogram(
+    confidence: Tensor,
+    pred: Tensor,
+    num_classes: int,
+    bins: int,
+    label: Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    check_confidence_histogram(confidence, pred, num_classes, bins, label)
     position = confidence * bins
-    pred = pred.long()  # a num_classes of 256 does not fit uint8
-    counted = (pred < num_classes) & ~position.isnan()
+    ids = pred.long()  # a num_classes of 256 does not fit uint8
+    counted = (ids < num_classes) & ~position.isnan()
     column = position.clamp(0, bins - 1).nan_to_num(0).long()
-    index = torch.where(counted, pred * bins + column, num_classes * bins)
-    return _histogram(index, num_classes * bins + 1)[:-1].view(num_classes, bins)
+    index, shape = ids * bins + column, [num_classes, bins]
+    if label is not None:
+        counted &= label.long() != ignore_index
+        index, shape = index * 2 + (pred == label), [*shape, 2]
+    cells = math.prod(shape)
+    return _histogram(torch.where(counted, index, cells), cells + 1)[:-1].view(shape)
+
+
+def check_boundary_map(label: Tensor, radius: int) -> None:
+    _check(label.dtype == torch.uint8, f"label must be uint8, got {label.dtype}")
+    _check(label.dim() == 3, f"label must be [N, H, W], got {list(label.shape)}")
+    _check(0 <= radius <= MOST_RADIUS, f"radius must be 0..{MOST_RADIUS}, got {radius}")
+
+
+def boundary_map(label: Tensor, radius: int, border: bool) -> Tensor:
+    """Compare the highest id of each window with the lowest."""
+    check_boundary_map(label, radius)
+    radius = min(radius, max(label.shape[1:]))
+    if radius == 0 or label.numel() == 0:
+        return torch.zeros_like(label, dtype=torch.bool)
+    side = 2 * radius + 1
+
+    def highest(plane: Tensor) -> Tensor:  # windows end where the plane does
+        plane = F.max_pool2d(plane, (side, 1), 1, (radius, 0))
+        return F.max_pool2d(plane, (1, side), 1, (0, radius))[:, 0]
+
+    plane = label[:, None].float()
+    if border:
+        outside = F.pad(torch.zeros_like(plane), (radius,) * 4, value=1.0)
+        height, width = label.shape[1:]
+        near = highest(outside)[:, radius : radius + height, radius : radius + width] > 0
+        return near | (highest(plane) != -highest(-plane))
+    return highest(plane) != -highest(-plane)

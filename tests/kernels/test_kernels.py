@@ -11,42 +11,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import kernels
+from inputs import (
+    CLASS_COUNTS,
+    DEVICES,
+    SEEDS,
+    VIEWS,
+    assert_equal,
+    checked,
+    label_maps,
+    on_each_device,
+    on_each_device_at_length,
+    random_floats,
+    random_ids,
+    shapes,
+    strided_views,
+)
 from kernels import build, reference
 
-DEVICES = ["cpu", "emulated", *["cuda"] * torch.cuda.is_available()]
 NAN, INF = math.nan, math.inf
-
-on_each_device = pytest.mark.parametrize("device", DEVICES, indirect=True)
-on_each_device_at_length = pytest.mark.parametrize(
-    "device",
-    [pytest.param(d, marks=pytest.mark.slow) if d == "emulated" else d for d in DEVICES],
-    indirect=True,
-)
-
-
-def random_ids(shape, dtype=torch.uint8, low=0, high=256, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(low, high, shape, generator=generator).to(dtype)
-
-
-def random_floats(shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def assert_equal(actual, expected):
-    """Compare tensors, or lists and tuples of them, bit for bit."""
-    if isinstance(expected, torch.Tensor):
-        assert actual.shape == expected.shape
-        assert actual.dtype == expected.dtype
-        assert torch.equal(actual.cpu(), expected.cpu())
-    else:
-        assert len(actual) == len(expected)
-        for ours, theirs in zip(actual, expected, strict=True):
-            assert_equal(ours, theirs)
 
 
 def test_cpu_kernels_are_compiled():
@@ -142,21 +128,22 @@ def test_hard_vote_by_hand(device, votes, weights, winner):
 def test_confidence_histogram_by_hand(device):
     confidence = [0, 0.24, 0.25, 0.99, 1, 1.5, -1, NAN, INF, 0.5]
     pred = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 2], dtype=torch.uint8, device=device)
-    counts = kernels.confidence_histogram(torch.tensor(confidence, device=device), pred, 2, 4)
+    confidence = torch.tensor(confidence, device=device)
+    counts = kernels.confidence_histogram(confidence, pred, 2, 4)
     assert counts.tolist() == [[2, 1, 0, 2], [1, 0, 0, 2]]
+    label = torch.tensor([0, 0, 1, 255, 0, 1, 0, 1, 9, 2], dtype=torch.uint8, device=device)
+    counts = kernels.confidence_histogram(confidence, pred, 2, 4, label)
+    wrong, right = counts.unbind(2)
+    assert wrong.tolist() == [[0, 1, 0, 0], [1, 0, 0, 1]]  # 9 is no class, so not 1 either
+    assert right.tolist() == [[2, 0, 0, 1], [0, 0, 0, 1]]
+    everything = kernels.confidence_histogram(confidence, pred, 2, 4, label, ignore_index=-1)
+    assert (everything - counts)[0].tolist() == [[0, 0], [0, 0], [0, 0], [1, 0]]
 
 
 # ---- equal to the reference, bit for bit -------------------------------------------------------
 
 IDS = reference.LABEL_DTYPES
 CLASSES = [1, 2, 19, 254, 255, 256]
-
-
-def strided_views(tensor):
-    """Return tensors of equal values in other memory layouts."""
-    padded = torch.stack([tensor, tensor], -1)[..., 1]  # stride 2, offset 1
-    turned = tensor.transpose(0, -1).contiguous().transpose(0, -1)
-    return [tensor, padded, turned]
 
 
 @on_each_device
@@ -306,38 +293,17 @@ def test_confidence_histogram_equals_reference(device, num_classes, bins):
     pred = random_ids((5, 777), high=min(num_classes + 1, 256)).to(device)
     pred[1], confidence[1] = 0, 0.75  # runs that are counted at once
     expected = reference.confidence_histogram(confidence, pred, num_classes, bins)
-    for f, p in zip(strided_views(confidence), strided_views(pred), strict=True):
+    label = random_ids((5, 777), high=min(num_classes + 1, 256), seed=1).to(device)
+    label[1, :700] = 0
+    rights = reference.confidence_histogram(confidence, pred, num_classes, bins, label, 1)
+    views = [strided_views(each) for each in (confidence, pred, label)]
+    for f, p, l in zip(*views, strict=True):  # noqa: E741
         assert_equal(kernels.confidence_histogram(f, p, num_classes, bins), expected)
+        assert_equal(kernels.confidence_histogram(f, p, num_classes, bins, l, 1), rights)
     assert kernels.confidence_histogram(confidence[:0], pred[:0], num_classes, bins).sum() == 0
 
 
 # ---- properties: equal to the reference, whatever the shape, layout and values -----------------
-
-checked = settings(
-    max_examples=420,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one device for all examples
-)
-CLASS_COUNTS = st.integers(1, 20) | st.integers(1, 256)  # the reference is slow with many
-VIEWS, SEEDS = st.integers(0, 2), st.integers(0, 1 << 32)
-
-
-@st.composite
-def shapes(draw, max_side=40):
-    return draw(st.lists(st.integers(0, max_side), min_size=1, max_size=3))
-
-
-@st.composite
-def label_maps(draw, shape, dtype=torch.uint8):
-    """Return ids in regions of some width, a few or all of the pixels being random, any layout."""
-    high, width = draw(st.integers(1, 256)), draw(st.sampled_from([1, 3, 50, 200, 1000]))
-    seed, noise = draw(SEEDS), draw(st.sampled_from([0, 0.05, 0.5]))
-    pixels = math.prod(shape)
-    regions = random_ids((pixels // width + 1,), dtype, high=high, seed=seed)
-    ids = regions.repeat_interleave(width)[:pixels]
-    random = random_ids((pixels,), dtype, high=256, seed=seed + 1)
-    noisy = random_ids((pixels,), torch.int64, high=1000, seed=seed + 2) < 1000 * noise
-    return strided_views(torch.where(noisy, random, ids).view(shape))[draw(VIEWS)]
 
 
 @on_each_device
@@ -435,15 +401,25 @@ def test_hard_vote_property(device, data, members, shape, num_classes, weights):
 
 @on_each_device
 @checked
-@given(st.data(), shapes(), st.integers(1, 256), st.integers(1, 4096), st.booleans())
-def test_confidence_histogram_property(device, data, shape, num_classes, bins, saturated):
+@given(
+    st.data(),
+    shapes(),
+    st.integers(1, 256),
+    st.integers(1, 4096),
+    st.booleans(),
+    st.none() | st.integers(-1, 256),
+)
+def test_confidence_histogram_property(device, data, shape, num_classes, bins, saturated, ignore):
     pred = data.draw(label_maps(shape)).to(device)
     values = random_floats(1024, seed=data.draw(SEEDS)).sigmoid()
     values[:7] = torch.tensor([NAN, INF, -INF, -0.0, 1.0, 1 - 2**-24, 1e-45])
     confidence = values[data.draw(label_maps(shape, torch.int64)) * (1 if saturated else 4)]
     confidence = strided_views(confidence)[data.draw(VIEWS)].to(device)
-    expected = reference.confidence_histogram(confidence, pred, num_classes, bins)
-    assert_equal(kernels.confidence_histogram(confidence, pred, num_classes, bins), expected)
+    arguments = [confidence, pred, num_classes, bins]
+    if ignore is not None:
+        arguments += [data.draw(label_maps(shape)).to(device), ignore]
+    expected = reference.confidence_histogram(*arguments)
+    assert_equal(kernels.confidence_histogram(*arguments), expected)
 
 
 # ---- more than 2^31 elements -------------------------------------------------------------------
@@ -557,6 +533,8 @@ MISTAKES = [
     ("confidence_histogram", (F32.double(), U8, 3, 9), "confidence must be"),
     ("confidence_histogram", (F32, U8.long(), 3, 9), "pred must be"),
     ("confidence_histogram", (F32, U8[:1], 3, 9), "differ in shape"),
+    ("confidence_histogram", (F32, U8, 3, 9, U8.long()), "label must be"),
+    ("confidence_histogram", (F32, U8, 3, 9, U8[:1]), "label and pred differ in shape"),
 ]
 
 
@@ -579,6 +557,7 @@ CALLS = [
     ("hard_vote", (random_ids((3, 50), high=5), 5, None)),
     ("hard_vote", (random_ids((3, 50), high=5), 5, [0.5, 1.0, 2.0])),
     ("confidence_histogram", (F32, U8, 3, 10)),
+    ("confidence_histogram", (F32, U8, 3, 10, U8, 7)),
 ]
 
 

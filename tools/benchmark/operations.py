@@ -1,6 +1,7 @@
 """Time the kernels: the same inputs for ours, the plain way, and other libraries if installed."""
 
 import contextlib
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -88,7 +89,8 @@ def cases(size: tuple[int, int], device: torch.device, folder: Path) -> Iterator
     yield from upsample_cases(size, device, generator)
     yield vote_case(moved)
     yield from mix_cases(label, moved, generator)
-    yield histogram_case(moved, generator)
+    yield from histogram_cases(moved, label, generator)
+    yield from boundary_cases(moved)
 
 
 # ---- counting ----------------------------------------------------------------------------------
@@ -186,22 +188,52 @@ def vote_case(pred: Tensor) -> Case:
     )
 
 
-def histogram_case(pred: Tensor, generator: torch.Generator) -> Case:
-    """Return confidences near 1 beside torch.bincount."""
+def histogram_cases(pred: Tensor, label: Tensor, generator: torch.Generator) -> Iterator[Case]:
+    """Yield confidences near 1 beside torch.bincount, without labels and with."""
     confidence = torch.rand(pred.shape, generator=generator).pow(0.1).to(pred.device)
-    return Case(
-        "confidence_histogram, 100 bins",
-        lambda: kernels.confidence_histogram(confidence, pred, NUM_CLASSES, 100),
-        lambda: bincount_confidence(confidence, pred, 100),
-        lambda: reference.confidence_histogram(confidence, pred, NUM_CLASSES, 100),
-        5 * pred.numel(),
-    )
+    for truth in (None, label):
+        yield Case(
+            "confidence_histogram, 100 bins" + ", labels" * (truth is not None),
+            lambda y=truth: kernels.confidence_histogram(confidence, pred, NUM_CLASSES, 100, y),
+            lambda y=truth: bincount_confidence(confidence, pred, 100, y),
+            lambda y=truth: reference.confidence_histogram(confidence, pred, NUM_CLASSES, 100, y),
+            (5 if truth is None else 6) * pred.numel(),
+        )
 
 
-def bincount_confidence(confidence: Tensor, pred: Tensor, bins: int) -> Tensor:
-    """Count class and bin as one number."""
+def bincount_confidence(
+    confidence: Tensor, pred: Tensor, bins: int, label: Tensor | None = None
+) -> Tensor:
+    """Count class, bin and rightness as one number."""
     column = (confidence * bins).long().clamp(max=bins - 1)
-    return torch.bincount((pred.long() * bins + column).flatten(), minlength=NUM_CLASSES * bins)
+    cell = pred.long() * bins + column
+    if label is None:
+        return torch.bincount(cell.flatten(), minlength=NUM_CLASSES * bins)
+    cell = (2 * cell + (pred == label))[label != IGNORE]
+    return torch.bincount(cell, minlength=2 * NUM_CLASSES * bins)
+
+
+def boundary_cases(ids: Tensor) -> Iterator[Case]:
+    """Yield a narrow window, and that of Boundary IoU, beside max pooling."""
+    ids = ids[None]
+    radii = {"radius 2": 2, "2 % of the diagonal": round(0.02 * math.hypot(*ids.shape[1:]))}
+    for name, radius in radii.items():
+        yield Case(
+            f"boundary_map, {name}",
+            lambda r=radius: kernels.boundary_map(ids, r),
+            lambda r=radius: pooled_changes(ids, r),
+            lambda r=radius: reference.boundary_map(ids, r, False),
+            2 * ids.numel(),
+        )
+
+
+def pooled_changes(ids: Tensor, radius: int) -> Tensor:
+    """Mark the pixels beside a change, and widen the marks along each axis."""
+    changed = torch.zeros(ids.shape, device=ids.device)
+    changed[:, :, 1:] += ids[:, :, 1:] != ids[:, :, :-1]
+    changed[:, 1:] += ids[:, 1:] != ids[:, :-1]
+    rows = F.max_pool2d(changed[:, None], (1, 2 * radius + 1), 1, (0, radius))
+    return F.max_pool2d(rows, (2 * radius + 1, 1), 1, (radius, 0))[:, 0] > 0
 
 
 # ---- upsampling and mixing ---------------------------------------------------------------------
