@@ -10,9 +10,14 @@ Weights of another project, the way it evaluates them:
         --aspp-dilations 6,12 --align-corners --dataset cityscapes --data-dir data/Cityscapes \\
         --input-size 1024,512
 
+Photographs without labels, of any names and sizes; the classes and colours are the checkpoint's:
+
+    python evaluate.py --restore-from snapshots/mine/folder_best.pth --images photos --save seen
+
 The lines `===>class:` and `===> mIoU:` are AdaptSegNet's; the line before them is the protocol.
 --save writes train_ids/ (greyscale), color/ (palette) and, where the dataset's own ids differ,
-label_ids/ (what the Cityscapes server takes). --predictions scores such a folder again.
+label_ids/ (what the Cityscapes server takes); of photographs overlay/ too, the colours over the
+image. --predictions scores such a folder again.
 """
 
 import contextlib
@@ -20,23 +25,27 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from engine import options, processes, start  # first: it says what is to be installed
+from engine import options, parsing, processes, start  # first: it says what is to be installed
 
 # isort: split
 
+from datasets import write_label_png
 from datasets.loading import make_loader
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import write_text
-from inference import label_folders, loop, outputs
+from inference import label_folders, loop, outputs, photographs
 from inference.metrics import ConfusionMatrix, plain
 from models import MODELS
 
 # flags that act on networks alone
 FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "align_corners"}
-FOR_NETWORKS |= {"model", "device", "precision"}
+FOR_NETWORKS |= {"model", "device", "precision", "images"}
+# and those that act on labels alone
+FOR_LABELS = {"classes", "json", "set", "data_list", "batch_size", "cache", "loader_timeout"}
 
 
 def parse_args(argv: list[str] | None = None):
@@ -53,6 +62,18 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--classes", metavar="N", help="score a subset: SYNTHIA's 16 or 13")
     parser.add_argument("--json", metavar="FILE", help="write the scores")
     parser.add_argument("--save", metavar="DIR", help="write the predictions as PNGs")
+    parser.add_argument(
+        "--images",
+        metavar="PATH",
+        help="predict these photographs, a folder or one file; --input-size is the longer side's",
+    )
+    parser.add_argument(
+        "--opacity",
+        type=parsing.between(0, 1),
+        default=0.5,
+        metavar="P",
+        help="of the colours in overlay/, where 0 is the photograph alone; default %(default)s",
+    )
     options.add_data(parser)
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
@@ -63,12 +84,16 @@ def parse_args(argv: list[str] | None = None):
 def main(args) -> None:
     """Score everything asked for, one after the other."""
     check(args)
+    if args.images:
+        for path in args.restore_from:
+            predict_images(args, path)
+        return
     if args.predictions:
         results = [score_folder(args)]
     else:
         results = [score_checkpoint(args, path) for path in args.restore_from]
     if len(results) > 1:
-        print("\n".join(f"{result['miou']:6.2f}  {result['checkpoint']}" for result in results))
+        print("\n".join(side_by_side(results)))
     if args.json and processes.rank() == 0:
         write_text(args.json, json.dumps(results, indent=1) + "\n")
 
@@ -83,6 +108,14 @@ def check(args) -> None:
         options.refuse_idle(args, FOR_NETWORKS, "--restore-from")
     else:
         options.refuse_idle(args, {"prediction_ids"}, "--predictions")
+    if args.images:
+        options.refuse_idle(args, FOR_LABELS, "labelled images, not with --images")
+        if not args.model:
+            options.refuse_idle(args, {"dataset", "data_dir"}, "--model, where --images is given")
+        if not args.save:
+            raise UserError("--images needs --save, the folder for the predictions")
+    else:
+        options.refuse_idle(args, {"opacity"}, "--images")
     names = [Path(path).stem for path in args.restore_from or ()]
     if args.save and len(set(names)) < len(names):
         raise UserError("--save makes a folder for each checkpoint, and two have the same name")
@@ -98,10 +131,13 @@ def score_checkpoint(args, path: str) -> dict:
         device,
         architecture=args.model,
         images=options.images(args),
+        opener=loop.open_test_set,
         precision=args.precision,
         align_corners=args.align_corners,
         views=options.views(args),
     )
+    if not (dataset.labelled or args.save):
+        raise UserError(f"{dataset.root}: split test has no labels: give --save to predict it")
     scored = scored_classes(args.classes, dataset)
     sizes = {"input": set(), "label": set()}
     start = time.perf_counter()
@@ -125,13 +161,42 @@ def score_checkpoint(args, path: str) -> dict:
     return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
 
 
+def predict_images(args, path: str) -> None:
+    """Write what a network sees in photographs, and say which could not be read."""
+    folder = folder_for(args, path)
+    (predictor,), found = loop.restore_all(
+        [path],
+        pick_device(args.device),
+        architecture=args.model,
+        images=options.images(args),
+        opener=partial(photographs.open_photographs, args.images, args.save),
+        precision=args.precision,
+        align_corners=args.align_corners,
+        views=options.views(args),
+    )
+    outputs.check_data_stay(folder, [*outputs.Look.of(found).kinds, "overlay"], found)
+    with outputs.held(folder):
+        done = photographs.predict_photographs(
+            predictor, found, folder, args.opacity, min(2, args.num_workers)
+        )
+    written = done.count - len(done.unreadable)
+    print(f"{written} photographs predicted in {done.seconds:.1f} s, in {folder}", flush=True)
+    if done.unreadable:
+        raise UserError(f"{len(done.unreadable)} of {done.count} photographs could not be read")
+
+
+def folder_for(args, path: str) -> Path:
+    """Return where a checkpoint's predictions go: --save, of several a folder in it."""
+    return Path(args.save, Path(path).stem if len(args.restore_from) > 1 else "")
+
+
 @contextlib.contextmanager
 def saving(args, path: str, dataset) -> Iterator[Callable]:
     """Yield a function that writes a batch's predictions, if that is asked for."""
     if not args.save:
         yield lambda *_: None
         return
-    folder = Path(args.save, Path(path).stem if len(args.restore_from) > 1 else "")
+    folder = folder_for(args, path)
     stems, look = label_folders.stems(dataset), outputs.Look.of(dataset)
     outputs.check_data_stay(folder, look.kinds, dataset)
     with outputs.held(folder), outputs.Writers() as write:
@@ -139,6 +204,10 @@ def saving(args, path: str, dataset) -> Iterator[Callable]:
         def save(names: list[str], pred) -> None:
             for name, ids in zip(names, pred.cpu().numpy(), strict=True):
                 look.write(write, folder, stems[name], ids)
+                submitted = None if dataset.labelled else dataset.submitted_as(name)
+                if submitted:
+                    path = outputs.file_of(folder, "submission", submitted)
+                    write(write_label_png, path, ids)
 
         yield save
 
@@ -164,6 +233,25 @@ def score_folder(args) -> dict:
         "ids": ids,
     }
     return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
+
+
+def side_by_side(results: list[dict]) -> list[str]:
+    """Return a table with a column for each checkpoint and a row for each class, then the mean."""
+    rows = {"mIoU": [result["miou"] for result in results]}
+    for result in reversed(results):  # of other datasets' classes, each has its own rows
+        rows = {name: [] for name in result.get("iou", {})} | rows
+    for name in rows.keys() - {"mIoU"}:
+        rows[name] = [result.get("iou", {}).get(name) for result in results]
+    width = max(len(name) for name in rows)
+    numbers = "".join(f"{f'({i})':>8}" for i in range(1, len(results) + 1))
+    return [
+        f"{'IoU':{width}}{numbers}",
+        *(
+            f"{name:{width}}" + "".join(f"{'-' if x is None else f'{x:.2f}':>8}" for x in values)
+            for name, values in rows.items()
+        ),
+        *(f"({i}) {result['checkpoint']}" for i, result in enumerate(results, start=1)),
+    ]
 
 
 def scored_classes(subset: str | None, dataset) -> list[int] | None:
@@ -192,6 +280,12 @@ def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> 
         "classes": args.classes or dataset.num_classes,
         **protocol,
     }
+    if confusion.is_empty:
+        why = (
+            "every label is ignored" if getattr(dataset, "labelled", True) else "no label is there"
+        )
+        print(f"{len(dataset)} images in {seconds:.1f} s; not scored: {why}", flush=True)
+        return {**protocol, "miou": None, "seconds": seconds}
     scores = confusion.compute(scored)
     print("protocol: " + ", ".join(f"{key} {shown(value)}" for key, value in protocol.items()))
     print("\n".join(confusion.lines(scores)))

@@ -222,6 +222,10 @@ class SegmentationDataset(Dataset):
         """Return where the layout has an image's label, with .png; the ending may be another."""
         raise NotImplementedError
 
+    def submitted_as(self, image: str) -> str | None:
+        """Return the name without ending that a test server expects of train ids; None: no such."""
+        return None
+
     def image_folders(self) -> list[str]:
         """Return where lists that name images alone may mean, relative to the root."""
         return []

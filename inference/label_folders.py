@@ -1,5 +1,6 @@
 """Folders of predicted labels: which file belongs to which image, and reading them."""
 
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,12 +19,18 @@ ENDINGS = frozenset((".png", ".tif", ".tiff"))  # of predictions, ours or others
 
 
 def stems(dataset: Dataset) -> dict[str, str]:
-    """Return the path without ending under which each image is predicted.
+    """Return under which name each image is predicted: its path without the ending.
+
+    Images of one stem (a.jpg, a.png) keep their endings.
 
     Raises:
-        UserError: two images would share a prediction (a.jpg and a.png).
+        UserError: two images would share a prediction all the same (a.jpg, a.png and a.png.jpg).
     """
     result = {image: split_ending(image)[0] for image, _ in dataset.pairs}
+    count = Counter(map(composed, result.values()))
+    result = {
+        image: stem if count[composed(stem)] == 1 else image for image, stem in result.items()
+    }
     owner: dict[str, str] = {}
     for image, stem in result.items():
         other = owner.setdefault(composed(stem), image)

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 import models
 from datasets import open_images
+from datasets.base import NoLabels
 from datasets.loading import make_loader, on_device
 from engine import processes
 from engine.device import pick_precision
@@ -99,20 +101,21 @@ def evaluate(
     batch_size: int = 1,
     also: Callable[[dict, Tensor], None] = lambda *_: None,
 ) -> ConfusionMatrix:
-    """Score a network on a labelled dataset.
+    """Score a network on a labelled dataset, or predict one without labels.
 
     Args:
         predictor: see `Predictor`.
-        dataset: of segshift, labelled; with `resize_label=False` the score is at full size.
+        dataset: of segshift; with `resize_label=False` the score is at full size.
         loading, batch_size: see `predict`.
         also: is given every batch and its predictions, uint8 [N,H,W].
 
     Returns:
-        the confusion matrix of all processes' images; `compute` reads it.
+        the confusion matrix of all processes' images, empty without labels; `compute` reads it.
     """
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, dataset.ignore_index)
     for batch, pred, _ in predict(predictor, dataset, loading, batch_size=batch_size):
-        confusion.update(pred, batch["label"])
+        if "label" in batch:
+            confusion.update(pred, batch["label"])
         also(batch, pred)
     confusion.add_up_processes()
     return confusion
@@ -156,6 +159,17 @@ def open_dataset(images: Images, checkpoint: dict, labelled: bool = True) -> Dat
     return open_images(named, labelled=labelled, resize_label=False)
 
 
+def open_test_set(images: Images, checkpoint: dict) -> Dataset:
+    """Open images as `open_dataset` does; a test set may have no labels at all."""
+    try:
+        return open_dataset(images, checkpoint)
+    except NoLabels:
+        split = images.split or checkpoint.get("data", {}).get("split")
+        if split != "test":
+            raise
+        return open_dataset(images, checkpoint, labelled=False)
+
+
 def restore(path: str | Path, device: torch.device, **how) -> tuple[Predictor, Dataset]:
     """Load one network for inference and open the images it is to be run on.
 
@@ -172,6 +186,7 @@ def restore_all(
     architecture: dict | None,
     images: Images,
     labelled: bool = True,
+    opener: Callable[[Images, dict], Dataset] | None = None,
     precision: str = "auto",
     align_corners: bool | None = None,
     views: Views = Views(),  # noqa: B008 -- frozen
@@ -183,6 +198,8 @@ def restore_all(
         device: where the networks go.
         architecture: `name` and options of `models.build_model`; None for the checkpoint's.
         images, labelled: see `open_dataset`; what they leave open the first checkpoint says.
+        opener: is given the images and the first checkpoint (empty for weights of others), and
+            returns the dataset in place of `open_dataset`.
         precision: bf16, fp32, or auto for the checkpoint's, else what suits the device.
         align_corners: None for the checkpoints', else the network's own.
         views: of the images.
@@ -199,7 +216,8 @@ def restore_all(
         loaded = [load_model(path, device) for path in paths]
         given = {"input_size": images.size, "align_corners": align_corners}
         _check_agreement(paths, [checkpoint for _, checkpoint in loaded], given)
-    dataset = open_dataset(images, loaded[0][1] if loaded else {}, labelled)
+    opener = opener or partial(open_dataset, labelled=labelled)
+    dataset = opener(images, loaded[0][1] if loaded else {})
     for path in paths if architecture is not None else ():
         network = models.build_model(num_classes=dataset.num_classes, **architecture)
         print(models.load_weights(network, path, strict=True), flush=True)

@@ -58,6 +58,11 @@ class ConfusionMatrix:
         # on the CPU: a process without an image does not know the others' device
         self.counts = processes.add_up(self.counts.cpu())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pixel was counted: no label is there, or every one is ignored."""
+        return self.counts is None or not self.counts.any()
+
     def compute(self, scored: list[int] | None = None) -> dict:
         """Read the matrix and return the scores, in percent.
 

@@ -3,6 +3,7 @@
     DIR/train_ids/STEM.png       the ids that networks are trained with, grey
     DIR/color/STEM_color.png     the same in the classes' colours
     DIR/label_ids/STEM.png       the dataset's own ids, where they are others
+    DIR/submission/NAME.png      train ids as the dataset's test server names them, if it does
     DIR/overlay/STEM.jpg         the colours over the photograph
     DIR/confidence/STEM.png      pseudo_label.py's maps, and variance/
 
@@ -32,6 +33,7 @@ ENDS = {
     "train_ids": ".png",
     "color": "_color.png",
     "label_ids": ".png",
+    "submission": ".png",
     "overlay": ".jpg",
     "confidence": ".png",
     "variance": ".png",
