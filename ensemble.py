@@ -24,6 +24,7 @@ score the selection on other images, as it was chosen to look good on these:
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from engine import options, parsing, processes, start  # first: it says what is to be installed
@@ -185,7 +186,7 @@ def vote_checkpoints(args) -> None:
         pick_device(args.device),
         architecture=None,
         images=options.images(args),
-        labelled=args.select,
+        opener=partial(loop.open_dataset, labelled=args.select),
         precision=args.precision,
         align_corners=args.align_corners,
         views=options.views(args),

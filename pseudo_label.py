@@ -26,6 +26,7 @@ good they are.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from engine import options, parsing, processes, start  # first: it says what is to be installed
@@ -96,7 +97,7 @@ def main(args) -> None:
         pick_device(args.device),
         architecture=args.model,
         images=options.images(args),
-        labelled=args.score,
+        opener=partial(loop.open_dataset, labelled=args.score),
         precision=args.precision,
         align_corners=args.align_corners,
         views=options.views(args),

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -185,8 +184,7 @@ def restore_all(
     *,
     architecture: dict | None,
     images: Images,
-    labelled: bool = True,
-    opener: Callable[[Images, dict], Dataset] | None = None,
+    opener: Callable[[Images, dict], Dataset] = open_dataset,
     precision: str = "auto",
     align_corners: bool | None = None,
     views: Views = Views(),  # noqa: B008 -- frozen
@@ -197,9 +195,8 @@ def restore_all(
         paths: checkpoints of ours, or weights of another project when `architecture` is given.
         device: where the networks go.
         architecture: `name` and options of `models.build_model`; None for the checkpoint's.
-        images, labelled: see `open_dataset`; what they leave open the first checkpoint says.
-        opener: is given the images and the first checkpoint (empty for weights of others), and
-            returns the dataset in place of `open_dataset`.
+        images: what to run on; what is None there the first checkpoint says.
+        opener: is given the images and the first checkpoint, empty for weights of others.
         precision: bf16, fp32, or auto for the checkpoint's, else what suits the device.
         align_corners: None for the checkpoints', else the network's own.
         views: of the images.
@@ -216,7 +213,6 @@ def restore_all(
         loaded = [load_model(path, device) for path in paths]
         given = {"input_size": images.size, "align_corners": align_corners}
         _check_agreement(paths, [checkpoint for _, checkpoint in loaded], given)
-    opener = opener or partial(open_dataset, labelled=labelled)
     dataset = opener(images, loaded[0][1] if loaded else {})
     for path in paths if architecture is not None else ():
         network = models.build_model(num_classes=dataset.num_classes, **architecture)

@@ -114,7 +114,9 @@ def _colour(turn: int) -> tuple[int, ...]:
     return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, strength, value))
 
 
-def overlay(photograph: Image.Image, ids: np.ndarray, palette, opacity: float) -> Image.Image:
+def overlay(
+    photograph: Image.Image, ids: np.ndarray, palette: Sequence[Sequence[int]], opacity: float
+) -> Image.Image:
     """Return the classes' colours over a photograph.
 
     Args:
