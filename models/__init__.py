@@ -9,7 +9,9 @@ from models.base import Network
 from models.compact import Compact
 from models.deeplabv2 import DeepLabV2
 from models.deeplabv3plus import DeepLabV3Plus
+from models.fpn import FPN
 from models.layers import choose
+from models.linknet import LinkNet
 from models.normalisation import NORMALISATIONS, normalise
 from models.pidnet import PIDNet
 from models.transforms import (
@@ -18,6 +20,8 @@ from models.transforms import (
     fold_batchnorm,
     sync_batchnorm,
 )
+from models.unet import UNet
+from models.unetplusplus import UNetPlusPlus
 from models.weights import LoadReport, load_state, load_weights, read_weights_file
 
 __all__ = [
@@ -40,7 +44,11 @@ MODELS: dict[str, type[Network]] = {
     "compact": Compact,
     "deeplabv2": DeepLabV2,
     "deeplabv3plus": DeepLabV3Plus,
+    "fpn": FPN,
+    "linknet": LinkNet,
     "pidnet": PIDNet,
+    "unet": UNet,
+    "unetplusplus": UNetPlusPlus,
 }
 # keywords of earlier versions, in their checkpoints and on command lines
 RENAMED = {"backbone": "encoder"}

@@ -28,13 +28,15 @@ def choose(what: str, given: object, allowed: Collection) -> None:
         raise UserError(f"{what} is {given!r}, must be one of {', '.join(map(str, allowed))}")
 
 
-def require_positive(what: str, values: Sequence[int]) -> tuple[int, ...]:
+def require_positive(what: str, values: Sequence[int], count: int | None = None) -> tuple[int, ...]:
     """Return an option's whole numbers as a tuple.
 
     Raises:
-        UserError: there are none, or one is below 1.
+        UserError: there are none, or not `count`, or one is below 1.
     """
     values = tuple(values)
+    if count is not None and len(values) != count:
+        raise UserError(f"{what} is {values}, must be {count} whole numbers")
     if not values or min(values) < 1:
         raise UserError(f"{what} is {values}, must be whole numbers from 1")
     return values
@@ -76,6 +78,19 @@ def conv_norm_relu(
         norm(kind, out_channels),
         nn.ReLU(inplace=True),
     )
+
+
+class PooledBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that a single value a channel does not stop: that is normalised as in evaluation.
+
+    For layers that average whole images: one image alone has no statistics there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
 
 
 def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine.words import Count
 from models.base import Network, PixelLoss
-from models.layers import choose, in_float32, require_positive, upsample_to
+from models.layers import PooledBatchNorm2d, choose, in_float32, require_positive, upsample_to
 from models.transforms import Block
 
 EDGE_BORDER, EDGE_WIDTH = 6, 4  # pixels without edges at the sides of a label; width of an edge
@@ -32,19 +32,6 @@ SIZES = {
     "m": Size(2, 3, 64, 96, 128, large=False),
     "l": Size(3, 4, 64, 112, 256, large=True),
 }
-
-
-class PooledBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that a single value a channel does not stop: that is normalised as in evaluation.
-
-    The pyramid averages whole images; one image alone has no statistics there.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
 
 
 def _conv_bn(inplanes: int, planes: int, size: int = 1, stride: int = 1) -> nn.Sequential:

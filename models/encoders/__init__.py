@@ -22,18 +22,19 @@ def encoder_row(name: str) -> Row:
     return ENCODERS[name]
 
 
-def build_encoder(name: str, output_stride: int) -> Encoder:
+def build_encoder(name: str, output_stride: int, **how: object) -> Encoder:
     """Build an encoder with random weights.
 
     Args:
         name: of ENCODERS.
         output_stride: of its deepest features; what is not strided is dilated.
+        **how: further arguments of its class.
 
     Raises:
         UserError: a name or stride that does not exist.
     """
     row = encoder_row(name)
     try:
-        return row.build(**row.arguments, output_stride=output_stride)
+        return row.build(**row.arguments, output_stride=output_stride, **how)
     except UserError as error:
         raise UserError(f"encoder {name}: {error}") from None

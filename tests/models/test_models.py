@@ -15,14 +15,19 @@ from models.encoders import ENCODERS, build_encoder
 from models.layers import DepthwiseConv2d, conv2d_same, in_float32
 from published import pattern, published_forward, published_weights
 
+NARROW = (16, 16, 16, 8, 8)
 # The smallest options that still build every kind of layer
 SMALL = {
     "compact": {"norm": "batch", "width": 16},
     "deeplabv2": {"backbone": "resnet50", "multi_level": True},
     "deeplabv3plus": {"backbone": "efficientnet_lite0"},
+    "fpn": {"encoder": "resnet18", "pyramid_channels": 8, "width": 32},
+    "linknet": {"encoder": "resnet18"},
     "pidnet": {"multi_level": True, "width": 8},
+    "unet": {"encoder": "resnet18", "decoder_channels": NARROW, "attention": "scse"},
+    "unetplusplus": {"encoder": "resnet18", "decoder_channels": NARROW},
 }
-STRIDES = {"compact": 2, "deeplabv2": 8, "deeplabv3plus": 4, "pidnet": 8}
+STRIDES = {"compact": 2, "deeplabv2": 8, "deeplabv3plus": 4, "fpn": 4, "pidnet": 8}  # others: 1
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,7 +59,7 @@ def test_contract(name):
     model = build_model(name, 5, **SMALL[name])
     images = torch.randn(2, 3, 65, 97)
     outputs = model(images)
-    h, w = (-(-size // STRIDES[name]) for size in (65, 97))
+    h, w = (-(-size // STRIDES.get(name, 1)) for size in (65, 97))
     assert outputs["out"].shape == (2, 5, h, w)
     assert set(outputs) == ({"out", "aux"} if SMALL[name].get("multi_level") else {"out"})
     assert set(model(images, aux=False)) == {"out"}
@@ -63,7 +68,7 @@ def test_contract(name):
     optimised = [id(p) for group in groups for p in group["params"]]
     trainable = [id(p) for p in model.parameters() if p.requires_grad]
     assert sorted(optimised) == sorted(trainable)
-    factor = {"deeplabv2": [1, 10], "deeplabv3plus": [1, 3]}.get(name, [1])
+    factor = {"deeplabv2": [1, 10], "deeplabv3plus": [1, 3]}.get(name, [1] * len(groups))
     assert [group["lr"] for group in groups] == pytest.approx([1e-3 * f for f in factor])
 
     sum(F.cross_entropy(o, o.argmin(1)) for o in outputs.values()).backward()
@@ -161,7 +166,7 @@ def test_golden_numbers(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build_model("unet", 2), "compact, deeplabv2, deeplabv3plus, pidnet"),
+        (lambda: build_model("unet3", 2), "compact, deeplabv2, deeplabv3plus, fpn, linknet"),
         (lambda: build_model("deeplabv2", 2, width=3), "encoder, multi_level"),
         (lambda: build_model("deeplabv2", 2, backbone="vgg16"), "resnet50, resnet101"),
         (lambda: build_model("deeplabv2", 2, backbone="resnet18"), "resnet50, resnet101"),

@@ -1,0 +1,96 @@
+"""What every network is that decodes the maps of an encoder by name."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from models.base import Network, trainable
+from models.encoders import build_encoder, encoder_row
+
+
+class EncodedNetwork(Network):
+    """A network with an `encoder`; the rest of it is its decoder and heads.
+
+    Args:
+        encoder: a name of `models.encoders.ENCODERS`.
+        output_stride: of its deepest features.
+        **how: further arguments of the encoder's class.
+
+    Attributes:
+        channels: of the encoder's maps at strides 2, 4 and so on, five numbers; 0 at stride 2 where
+            the encoder has no such map.
+        head_lr_factor: learning rate of all but the encoder over the encoder's.
+    """
+
+    head_lr_factor: float = 1.0
+
+    def __init__(self, encoder: str, output_stride: int = 32, **how: object):
+        super().__init__(encoder_row(encoder).normalisation)
+        self.encoder = build_encoder(encoder, output_stride, **how)
+        self.channels = [0] * (5 - len(self.encoder.channels)) + list(self.encoder.channels)
+
+    def require_stride_2(self, network: str, encoder: str) -> None:
+        """Raise UserError unless the encoder has a map at stride 2."""
+        if not self.channels[0]:
+            raise UserError(
+                f"{network} decodes from stride 2, encoder {encoder} begins at stride 4: take "
+                f"another encoder, or unet, which does without"
+            )
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return the encoder's five maps, the finest first.
+
+        Args:
+            images: float [N,3,H,W], normalised.
+
+        Returns:
+            float [N,channels[i],h,w]; without channels where the encoder has no map of stride 2.
+        """
+        maps = self.encoder.features(images)
+        if not self.channels[0]:
+            n, _, h, w = images.shape
+            maps = [maps[0].new_empty(n, 0, -(-h // 2), -(-w // 2)), *maps]
+        return maps
+
+    def param_groups(self, lr: float) -> list[dict]:
+        """Split the trainable parameters: the encoder's at `lr`, the others at a multiple of it."""
+        inside = {id(p) for p in self.encoder.parameters()}
+        others = [p for p in trainable(self) if id(p) not in inside]
+        return [
+            {"params": trainable(self.encoder), "lr": lr},
+            {"params": others, "lr": self.head_lr_factor * lr},
+        ]
+
+    def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
+        """Bring the encoder's published names to this network's, behind `encoder.` or not.
+
+        Args:
+            state: weights by name: of a classification network, or of a whole one.
+
+        Returns:
+            The weights renamed, and those left out by name, with the reason.
+        """
+        prefix = "encoder."
+        whole = any(name.startswith(prefix) for name in state)
+        inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        own, converted = self.state_dict(), {}
+        for name, tensor in self.encoder.convert_weights(inside if whole else state).items():
+            known = whole or prefix + name in own
+            converted[prefix + name if known else name] = tensor
+        if whole:
+            converted |= {n: t for n, t in state.items() if not n.startswith(prefix)}
+        return converted, {}
+
+
+def initialise(decoder: nn.Module, head: nn.Module) -> None:
+    """Draw a decoder's convolutions as He et al. and its last one as Glorot and Bengio do."""
+    for module in decoder.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.kaiming_uniform_(module.weight, mode="fan_in", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,47 @@
+"""The networks of segmentation_models_pytorch: its files give its outputs."""
+
+from pathlib import Path
+
+import pytest
+
+from golden import Golden, check
+
+# segmentation_models_pytorch 0.6.0, 19 classes, ResNet-34
+SMP = {
+    "unet": Golden(
+        ("unet", {}),
+        24_438_979,
+        "efead9cd39a5098f",
+        (-5.06951, 74.4456, 8.92692, -4.78598, 10.3929),
+    ),
+    "unet scse": Golden(
+        ("unet", {"attention": "scse"}),
+        24_552_970,
+        "7bfcb60595215cde",
+        (-6.16305, 232.708, 21.1076, -44.9293, 7.43695),
+    ),
+    "unetplusplus": Golden(
+        ("unetplusplus", {}),
+        26_081_219,
+        "a46b23ffda4b3fc4",
+        (0.797143, 52.0833, 3.39287, 25.2395, 1.81362),
+    ),
+    "linknet": Golden(
+        ("linknet", {}),
+        21_772_531,
+        "9dff9d97f645b856",
+        (-1.01207, 7.03782, -0.170035, -1.32048, 0.145027),
+    ),
+    "fpn": Golden(
+        ("fpn", {}),
+        23_157_715,
+        "626439682f1092ea",
+        (-0.119971, 2.56794, 3.54681, 3.10373, 3.5943),
+        resized=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("which", SMP)
+def test_smps_file_gives_smps_output(which: str, tmp_path: Path):
+    check(SMP[which], tmp_path)
