@@ -14,8 +14,7 @@ from torch import Tensor
 from engine.errors import UserError
 from engine.words import Count, Share, Weight, bind
 from models.outputs import resize
-
-IGNORE = 255
+from training.overlap import IGNORE, boundary, dice, focal_tversky, lovasz, tversky
 
 
 class PixelLoss:
@@ -100,6 +99,8 @@ def cross_entropy(
     label: Tensor,
     class_weight: Tensor | None = None,
     pixel_weight: Tensor | None = None,
+    *,
+    smoothing: Annotated[Share, "of the target that all classes share"] = 0.0,
 ) -> Tensor:
     """Return the mean cross-entropy over labelled pixels; zero where there are none.
 
@@ -107,18 +108,20 @@ def cross_entropy(
     and, through one bad crop, lose the run.
 
     Args:
-        logits: float32 [N,C,H,W].
+        logits: float [N,C,H,W]; the arithmetic is float32.
         label: int64 [N,H,W], train ids, 255 = ignore.
         class_weight: float [C]; the mean is then weighted as torch does it.
         pixel_weight: float [N,H,W]. The mean is over all N*H*W pixels then, the ignored ones
             with loss 0: DACS's way, where an unsure image counts for less.
+        smoothing: e; the target of a pixel is 1 - e + e / C for its class, e / C for the others.
 
     Returns:
         float32 scalar.
 
-    Source: DACS utils/loss.py (pixel weights).
+    Source: DACS utils/loss.py (pixel weights); Szegedy et al. 2016, section 7 (smoothing).
     """
-    how = {"weight": class_weight, "ignore_index": IGNORE}
+    logits = logits.float()
+    how = {"weight": class_weight, "ignore_index": IGNORE, "label_smoothing": smoothing}
     if pixel_weight is not None:
         return (F.cross_entropy(logits, label, reduction="none", **how) * pixel_weight).mean()
     total = F.cross_entropy(logits, label, reduction="sum", **how)
@@ -154,7 +157,7 @@ def ohem(
     Source: Shrivastava et al. 2016 (online hard example mining), in the form of HRNet's and
     PIDNet's utils/criterion.py; theirs fails on a batch without labels.
     """
-    valid = label != IGNORE
+    logits, valid = logits.float(), label != IGNORE
     pixels = F.cross_entropy(
         logits, label, weight=class_weight, ignore_index=IGNORE, reduction="none"
     )
@@ -187,7 +190,7 @@ def focal(
     Source: Lin et al. 2017 (Focal Loss for Dense Object Detection), equation 4; class weights are
     the alpha of equation 5.
     """
-    pixels = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    pixels = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="none")
     unsure = (1 - (-pixels).exp()).clamp(min=1e-7)  # at 0 a root has no slope
     pixels = unsure**gamma * pixels
     valid = label != IGNORE
@@ -197,6 +200,37 @@ def focal(
     if pixel_weight is not None:
         return (weight * pixels * pixel_weight).mean()
     return (weight * pixels).sum() / weight.sum().clamp(min=1e-6)
+
+
+def recall(
+    logits: Tensor,
+    label: Tensor,
+    class_weight: Tensor | None = None,
+    pixel_weight: Tensor | None = None,
+) -> Tensor:
+    """Return the cross-entropy, each class weighing the share of its pixels that the batch misses.
+
+    A class of which every pixel is right weighs 0, one of which none is weighs 1; the mean is the
+    plain one over labelled pixels.
+
+    Args:
+        logits, label: see `cross_entropy`.
+        class_weight: float [C]; multiplies.
+        pixel_weight: see `cross_entropy`.
+
+    Source: Tian et al. 2022 (Recall Loss), equation 5: 1 - recall of the batch in hand.
+    """
+    logits = logits.float()
+    with torch.no_grad():
+        right = logits.argmax(1) == label
+        classes = [label == c for c in range(logits.shape[1])]
+        found = torch.stack([(right & fg).sum() for fg in classes])
+        missed = 1 - found / torch.stack([fg.sum() for fg in classes]).clamp(min=1)
+        missed = missed if class_weight is None else missed * class_weight
+    pixels = F.cross_entropy(logits, label, missed, ignore_index=IGNORE, reduction="none")
+    if pixel_weight is not None:
+        return (pixels * pixel_weight).mean()
+    return pixels.sum() / (label != IGNORE).sum().clamp(min=1)
 
 
 def weighted_information(probs: Tensor) -> Tensor:
@@ -239,4 +273,10 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
     "ohem": ohem,
     "focal": focal,
+    "recall": recall,
+    "lovasz": lovasz,
+    "dice": dice,
+    "tversky": tversky,
+    "focal_tversky": focal_tversky,
+    "boundary": boundary,
 }

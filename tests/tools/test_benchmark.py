@@ -28,6 +28,7 @@ TINY = {
     "evaluate": ["--size", "128,64", "--images", "2", "--backbone", "resnet50"],
     "train": ["--size", "64,32", "--backbone", "resnet50"],
     "classifier": ["--size", "64,32"],
+    "losses": ["--size", "64,32"],
     "loader": ["--size", "64,48", "--images", "9"],
 }
 MORE = {
@@ -41,6 +42,7 @@ MORE = {
         *("memory_mb", "recomputing_mb"),
     },
     "classifier": {"precision"},
+    "losses": set(),
     "loader": {"image_megabytes", "images_per_s", "cpu_ms", "plain_cpu_ms"},
 }
 

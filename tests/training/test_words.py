@@ -77,7 +77,7 @@ def test_a_loss_is_a_sum_of_weighted_words():
         ("ohem limit=0.7", "loss ohem has no option 'limit'; it has: threshold, kept"),
         ("ohem threshold=high", "loss ohem: threshold=high: expected float"),
         ("ohem threshold=2", "expected 0 to 1"),
-        ("ce threshold=0.7", "loss ce has no option 'threshold'; it has: none"),
+        ("ce threshold=0.7", "loss ce has no option 'threshold'; it has: smoothing"),
     ],
 )
 def test_words_of_loss_that_do_not_exist(words: str, message: str):

@@ -5,6 +5,7 @@
     python -m tools.benchmark evaluate --images 8          files -> network -> confusion matrix
     python -m tools.benchmark train --batch-size 2         one step of adversarial adaptation
     python -m tools.benchmark classifier                   DeepLabv2's, beside convolutions
+    python -m tools.benchmark losses --batch-size 4        Lovasz, beside a sort per class
     python -m tools.benchmark loader --json loader.json    files -> samples
     python -m tools.benchmark vote --repeats 1             five submission files -> one
 
@@ -26,6 +27,7 @@ from tools.benchmark import (
     classifier,
     evaluation,
     loading,
+    losses,
     operations,
     scaling,
     timing,
@@ -50,6 +52,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_backbone(sub)
     add_batch_size(sub, "of each domain")
     sub = add_subject(subjects, "classifier", "DeepLabv2's classifier", (640, 360), 5)
+    add_batch_size(sub, "images")
+    sub = add_subject(subjects, "losses", "the Lovasz loss", (512, 256), 3)
     add_batch_size(sub, "images")
     sub = add_subject(subjects, "loader", "files to samples", None, 3)
     add_images(sub, 32)
@@ -151,6 +155,8 @@ def time_subject(args: argparse.Namespace, machine: dict, device) -> Iterator[tu
     common |= {"batch_size": args.batch_size}
     if args.what == "classifier":
         return classifier.run(device, **common)
+    if args.what == "losses":
+        return losses.run(device, **common)
     common |= {"backbone": args.backbone}
     if args.what == "train":
         return training.run(machine, device, **common)
