@@ -93,6 +93,19 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
 
+def excite(
+    x: Tensor,
+    reduce: nn.Conv2d,
+    expand: nn.Conv2d,
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Weigh the channels of float [N,C,H,W] by two 1x1 convolutions of their means.
+
+    Source: Hu et al., 2018, Squeeze-and-Excitation Networks, section 3.
+    """
+    return x * expand(activation(reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
 def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a layer in float32 under autocast too, and round its output only.
 

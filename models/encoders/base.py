@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from models.layers import choose
+
+OUTPUT_STRIDES = (8, 16, 32)
+
 
 class Row(NamedTuple):
     """An encoder in the table at the foot of its family's file.
@@ -17,12 +21,52 @@ class Row(NamedTuple):
         normalisation: key of `models.NORMALISATIONS`, what its published weights expect.
         weights: the address of its ImageNet weights, the start of the SHA-256 in the file's name;
             or the pip package that holds them; None where there are none.
+        output_strides: that it can be built with.
     """
 
     build: Callable[..., Encoder]
     arguments: dict
     normalisation: str
     weights: str | None = None
+    output_strides: tuple[int, ...] = OUTPUT_STRIDES
+
+
+class Stage(NamedTuple):
+    """How a stage halves the size, or keeps it.
+
+    Attributes:
+        stride: 2, or 1 where the stage dilates instead.
+        first: dilation of the convolution that had the stride.
+        dilation: of those after it.
+    """
+
+    stride: int
+    first: int
+    dilation: int
+
+
+def dilated_stages(output_stride: int, dilate_first: bool = False) -> tuple[Stage, Stage, Stage]:
+    """Return the stages of strides 8, 16 and 32.
+
+    Args:
+        output_stride: 8, 16 or 32, of the last.
+        dilate_first: whether the convolution that lost its stride has the dilation of its own stage
+            (segmentation_models_pytorch) or that of the stage before, whose neighbours it looked at
+            when it had its stride, so that every second pixel is what it was (torchvision, timm).
+
+    Raises:
+        UserError: another output stride.
+    """
+    choose("output_stride", output_stride, OUTPUT_STRIDES)
+    stages, stride, dilation = [], 4, 1
+    for _ in range(3):
+        if stride < output_stride:
+            stride *= 2
+            stages.append(Stage(2, dilation, dilation))
+        else:
+            before, dilation = dilation, 2 * dilation
+            stages.append(Stage(1, dilation if dilate_first else before, dilation))
+    return tuple(stages)
 
 
 class Encoder(nn.Module):

@@ -1,29 +1,25 @@
-"""ResNet-18 to 152 with dilation, in the two styles whose weights share their names."""
+"""ResNets with dilation: plain, wide, ResNeXt and with squeeze-excitation."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoders.base import Encoder, Row
-from models.layers import choose, in_float32
+from models.encoders.base import Encoder, Row, Stage, dilated_stages
+from models.layers import choose, excite, in_float32
 from models.transforms import Block
 
 WIDTH = 64  # channels of the stem; published weights have no other
 STYLES = ("caffe", "torchvision")
+REDUCTION = 16  # of the channels between the two layers of squeeze-excitation
 Pair = tuple[int, int]  # of conv1 and conv2
-# Output stride -> (stride, dilation) of layer1..4
-STAGES = {
-    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
-    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
-    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
-}
 
 
 class BasicBlock(Block):
     """Two 3x3 convolutions beside a shortcut (ResNet-18 and -34)."""
-
-    expansion = 1
 
     def __init__(self, inplanes: int, planes: int, strides: Pair, dilations: Pair):
         super().__init__()
@@ -42,27 +38,50 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut (ResNet-50 and -101)."""
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut (ResNet-50 and larger, all ResNeXts)."""
 
-    expansion = 4
-
-    def __init__(self, inplanes: int, planes: int, strides: Pair, dilations: Pair):
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        strides: Pair,
+        dilations: Pair,
+        groups: int = 1,
+        width_per_group: int = 64,
+        squeeze: bool = False,
+    ):
         super().__init__()
         (stride1, stride2), (_, dilation) = strides, dilations
-        self.conv1 = nn.Conv2d(inplanes, planes, 1, stride1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride2, dilation, dilation, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        width = planes * width_per_group // 64 * groups
+        self.conv1 = nn.Conv2d(inplanes, width, 1, stride1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride2, dilation, dilation, groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * planes, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * planes)
+        self.se_module = SqueezeExcitation(4 * planes) if squeeze else None
         self.downsample = _shortcut(inplanes, 4 * planes, stride1 * stride2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
+        if self.se_module is not None:
+            y = self.se_module(y)
         y += x if self.downsample is None else self.downsample(x)
         return F.relu(y, inplace=True)
+
+
+class SqueezeExcitation(nn.Module):
+    """Weigh each channel by what all of them hold on average (Hu et al., 2018)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // REDUCTION, 1)
+        self.fc2 = nn.Conv2d(channels // REDUCTION, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return excite(x, self.fc1, self.fc2, F.relu)
 
 
 def _shortcut(inplanes: int, outplanes: int, stride: int) -> nn.Sequential | None:
@@ -78,19 +97,26 @@ class ResNet(Encoder):
     Args:
         bottleneck: 1x1, 3x3 and 1x1 convolutions a block, else two of 3x3.
         blocks: of layer1 to layer4.
+        groups, width_per_group: of a bottleneck's 3x3 convolution; with 64 channels in one group,
+            it has as many channels as the block is named by.
         output_stride: 8, 16 or 32; what is not strided is dilated.
         style: "torchvision", or "caffe": stride in the 1x1 convolution of a bottleneck, pooling
             that rounds sizes up, and dilation from the first block of a stage on (there the
             stride came before the 3x3 convolution; in "torchvision" it came with it, so the first
             block of a stage keeps the dilation of the stage before).
+        dilate_first: see `dilated_stages`; always so in the Caffe style.
 
     Raises:
         UserError: a value that does not exist.
 
-    Source: He et al., 2016, Deep Residual Learning; torchvision/models/resnet.py for the key
-    names and the initialisation; AdaptSegNet model/deeplab_multi.py for the Caffe style.
+    Source: He et al., 2016, Deep Residual Learning; Xie et al., 2017, Aggregated Residual
+    Transformations (ResNeXt); Zagoruyko and Komodakis, 2016 (wide); torchvision/models/resnet.py
+    for the key names and the initialisation; AdaptSegNet model/deeplab_multi.py for the Caffe
+    style.
     Deviation: torchvision does not dilate ResNet-18 and -34; here they are, by the same rule.
     """
+
+    squeeze = False
 
     def __init__(
         self,
@@ -98,31 +124,35 @@ class ResNet(Encoder):
         bottleneck: bool,
         blocks: tuple[int, ...],
         output_stride: int,
+        groups: int = 1,
+        width_per_group: int = 64,
         style: str = "torchvision",
+        dilate_first: bool = False,
     ):
         super().__init__()
-        choose("output_stride", output_stride, STAGES)
         choose("style", style, STYLES)
+        stages = dilated_stages(output_stride, dilate_first or style == "caffe")
         self.strides = [2, 4, 8, min(16, output_stride), output_stride]
-        block = Bottleneck if bottleneck else BasicBlock
+        block = BasicBlock
+        if bottleneck:
+            shape = {"groups": groups, "width_per_group": width_per_group}
+            block = partial(Bottleneck, **shape, squeeze=self.squeeze)
 
         self.conv1 = nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTH)
         self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=style == "caffe")
-        inplanes, previous_dilation = WIDTH, 1
+        inplanes = WIDTH
         self.channels = [WIDTH]
-        for i, (count, (stride, dilation)) in enumerate(
-            zip(blocks, STAGES[output_stride], strict=True)
-        ):
+        for i, (count, stage) in enumerate(zip(blocks, (Stage(1, 1, 1), *stages), strict=True)):
+            stride, first, dilation = stage
             planes = WIDTH * 2**i
-            first = dilation if style == "caffe" else previous_dilation
             if bottleneck:  # the same names in both styles, different maths
                 strides = (stride, 1) if style == "caffe" else (1, stride)
                 dilations = (1, first)
             else:
                 strides, dilations = (stride, 1), (first, dilation)
             layer = [block(inplanes, planes, strides, dilations)]
-            inplanes, previous_dilation = planes * block.expansion, dilation
+            inplanes = planes * (4 if bottleneck else 1)
             for _ in range(1, count):
                 layer.append(block(inplanes, planes, (1, 1), (dilation, dilation)))
             self.add_module(f"layer{i + 1}", nn.Sequential(*layer))
@@ -142,7 +172,7 @@ class ResNet(Encoder):
             Five tensors of `self.channels` channels; the first has stride 2, the last
             `output_stride`.
         """
-        x = F.relu(self.bn1(in_float32(self.conv1, images)), inplace=True)  # 1/2
+        x = self.stem(images)  # 1/2
         outputs = [x]
         x = self.maxpool(x)  # 1/4
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -150,37 +180,85 @@ class ResNet(Encoder):
             outputs.append(x)
         return outputs
 
+    def stem(self, images: Tensor) -> Tensor:
+        """Return float [N,64,ceil(H/2),ceil(W/2)]."""
+        return F.relu(self.bn1(in_float32(self.conv1, images)), inplace=True)
 
+
+class SEResNeXt(ResNet):
+    """ResNeXt whose blocks weigh their channels before the shortcut is added.
+
+    Source: Hu et al., 2018, Squeeze-and-Excitation Networks; Cadene's pretrained-models.pytorch
+    senet.py for the key names (segmentation_models_pytorch has the same) and the pooling without
+    padding, whose windows begin at the first pixel. Deviation: where its size is odd, that pooling
+    has a window for the last pixel, so that sizes are rounded up as in every other encoder.
+    """
+
+    squeeze = True
+
+    def __init__(self, **options):
+        super().__init__(bottleneck=True, **options)
+        self.layer0 = nn.Sequential(OrderedDict(conv1=self.conv1, bn1=self.bn1))
+        del self.conv1, self.bn1
+        self.maxpool = PoolFromTheFirst(3, 2, ceil_mode=True)
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Return float [N,64,ceil(H/2),ceil(W/2)]."""
+        return F.relu(self.layer0.bn1(in_float32(self.layer0.conv1, images)), inplace=True)
+
+
+class PoolFromTheFirst(nn.MaxPool2d):
+    """Pool windows of 3 that begin at every second pixel, the last one too; input is after ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        return super().forward(F.pad(x, (0, w % 2, 0, h % 2)) if h % 2 or w % 2 else x)
+
+
+BLOCKS_50 = {"bottleneck": True, "blocks": (3, 4, 6, 3)}
+BLOCKS_101 = {"bottleneck": True, "blocks": (3, 4, 23, 3)}
+TORCHVISION = "https://download.pytorch.org/models/"
 # Published weights: the first of each (IMAGENET1K_V1).
 ENCODERS = {
     "resnet18": Row(
         ResNet,
         {"bottleneck": False, "blocks": (2, 2, 2, 2)},
         "torchvision",
-        "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+        f"{TORCHVISION}resnet18-f37072fd.pth",
     ),
     "resnet34": Row(
         ResNet,
         {"bottleneck": False, "blocks": (3, 4, 6, 3)},
         "torchvision",
-        "https://download.pytorch.org/models/resnet34-b627a593.pth",
+        f"{TORCHVISION}resnet34-b627a593.pth",
     ),
-    "resnet50": Row(
-        ResNet,
-        {"bottleneck": True, "blocks": (3, 4, 6, 3)},
-        "torchvision",
-        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-    ),
-    "resnet101": Row(
-        ResNet,
-        {"bottleneck": True, "blocks": (3, 4, 23, 3)},
-        "torchvision",
-        "https://download.pytorch.org/models/resnet101-63fe2227.pth",
-    ),
+    "resnet50": Row(ResNet, BLOCKS_50, "torchvision", f"{TORCHVISION}resnet50-0676ba61.pth"),
+    "resnet101": Row(ResNet, BLOCKS_101, "torchvision", f"{TORCHVISION}resnet101-63fe2227.pth"),
     "resnet152": Row(
         ResNet,
         {"bottleneck": True, "blocks": (3, 8, 36, 3)},
         "torchvision",
-        "https://download.pytorch.org/models/resnet152-394f9c45.pth",
+        f"{TORCHVISION}resnet152-394f9c45.pth",
+    ),
+    "resnext50_32x4d": Row(
+        ResNet,
+        {**BLOCKS_50, "groups": 32, "width_per_group": 4},
+        "torchvision",
+        f"{TORCHVISION}resnext50_32x4d-7cdf4587.pth",
+    ),
+    "resnext101_32x8d": Row(
+        ResNet,
+        {**BLOCKS_101, "groups": 32, "width_per_group": 8},
+        "torchvision",
+        f"{TORCHVISION}resnext101_32x8d-8ba56ff5.pth",
+    ),
+    "wide_resnet50": Row(
+        ResNet,
+        {**BLOCKS_50, "width_per_group": 128},
+        "torchvision",
+        f"{TORCHVISION}wide_resnet50_2-95faca4d.pth",
+    ),
+    "se_resnext50_32x4d": Row(
+        SEResNeXt, {"blocks": (3, 4, 6, 3), "groups": 32, "width_per_group": 4}, "torchvision"
     ),
 }

@@ -1,0 +1,137 @@
+"""Encoders: their published numbers of parameters and outputs, every row, every output stride."""
+
+import pytest
+import torch
+
+import integers
+from engine.errors import UserError
+from models import build_model
+from models.encoders import ENCODERS, build_encoder
+from published import pattern
+
+# Trainable numbers, less the classifier: torchvision 0.28 (resnet, resnext, wide_resnet),
+# segmentation_models_pytorch 0.6 (se_resnext), timm 1.0.31 (efficientnet_lite)
+PARAMETERS = {
+    "resnet18": 11_689_512 - 513_000,
+    "resnet34": 21_797_672 - 513_000,
+    "resnet50": 25_557_032 - 2_049_000,
+    "resnet101": 44_549_160 - 2_049_000,
+    "resnet152": 60_192_808 - 2_049_000,
+    "resnext50_32x4d": 25_028_904 - 2_049_000,
+    "resnext101_32x8d": 88_791_336 - 2_049_000,
+    "wide_resnet50": 68_883_240 - 2_049_000,
+    "se_resnext50_32x4d": 25_510_896,
+    "efficientnet_lite0": 2_958_848,
+    "efficientnet_lite1": 3_723_520,
+    "efficientnet_lite2": 4_357_952,
+    "efficientnet_lite3": 6_422_016,
+    "efficientnet_lite4": 11_149_568,
+}
+# The deepest map of packages' networks under weights of the integer formula, 64x64 pixels: mean,
+# standard deviation, the first value, the middle one and the last
+GOLDEN = {}
+# One of each class, and of each way to build it
+FAMILIES = ("resnet18", "resnext50_32x4d", "se_resnext50_32x4d", "efficientnet_lite0")
+
+
+def count(network: torch.nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def strides_of(name: str) -> tuple[int, ...]:
+    return ENCODERS[name].output_strides
+
+
+def test_every_row_is_listed():
+    assert list(PARAMETERS) == list(ENCODERS)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_parameters_and_shapes(name: str):
+    with torch.device("meta"):
+        encoder = build_encoder(name, 32)
+        assert count(encoder) == PARAMETERS[name]
+        maps = encoder.features(torch.empty(1, 3, 97, 131))
+    assert [m.shape[1] for m in maps] == encoder.channels
+    assert encoder.strides[-4:] == [4, 8, 16, 32]
+    sizes = [(-(-97 // stride), -(-131 // stride)) for stride in encoder.strides]
+    assert [tuple(m.shape[-2:]) for m in maps] == sizes
+    sum(m.sum() for m in maps).backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden(name: str):
+    mean, std, *values = GOLDEN[name]
+    encoder = build_encoder(name, 32).eval()
+    shapes = [(key, value.shape) for key, value in encoder.state_dict().items()]
+    encoder.load_state_dict(integers.state(shapes))
+    image = integers.uniform("input", 3 * 64 * 64).float().view(1, 3, 64, 64)
+    with torch.no_grad():
+        deepest = encoder.features(image)[-1]
+    flat = deepest.flatten()
+    assert deepest.std().item() == pytest.approx(std, rel=1e-3)
+    shown = (deepest.mean(), flat[0], flat[len(flat) // 2], flat[-1])
+    for ours, theirs in zip(shown, (mean, *values), strict=True):
+        assert abs(ours.item() - theirs) <= 1e-3 * std
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_evaluation_bfloat16_and_state(name: str):
+    torch.manual_seed(0)
+    stride = strides_of(name)[-2:][0]
+    options = {"encoder": name, "output_stride": stride, "width": 8}
+    network = build_model("deeplabv3plus", 3, **options).train()
+    images = torch.randn(1, 3, 97, 131)
+    out = network(images)["out"]
+    assert out.shape == (1, 3, 25, 33)
+    (out * pattern(*out.shape)).sum().backward()
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+    network.eval()
+    again = build_model(**network.arch).eval()
+    again.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        out = network(images)["out"]
+        assert torch.equal(again(images)["out"], out)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(images)["out"].float()
+    assert (rounded - out).norm() < 0.1 * out.norm()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dilation_keeps_what_stride_computed(name: str):
+    """Every pixel at output stride 32 is every second at 16, every fourth at 8."""
+    if len(strides_of(name)) == 1:
+        pytest.skip("has one output stride")
+    torch.manual_seed(0)
+    strided, images = build_encoder(name, 32).eval(), pattern(1, 3, 65, 97)
+    for module_name, module in strided.named_modules():
+        if module_name.endswith(("se_module.fc2", "_se_expand")):
+            module.weight.data.zero_()  # means over other pixels are other means
+    with torch.no_grad():
+        coarse = strided.features(images)
+        for output_stride in (16, 8):
+            dilated = build_encoder(name, output_stride).eval()
+            dilated.load_state_dict(strided.state_dict())
+            fine = dilated.features(images)
+            assert dilated.strides[-4:] == [4, 8, min(16, output_stride), output_stride]
+            steps = [s // own for s, own in zip(strided.strides, dilated.strides, strict=True)]
+            for own, other, step in zip(fine, coarse, steps, strict=True):
+                atol = 1e-4 * other.std().item()
+                torch.testing.assert_close(own[..., ::step, ::step], other, rtol=1e-4, atol=atol)
+
+
+def test_dilate_first_is_the_packages_way():
+    """Of segmentation_models_pytorch: the convolution without its stride is dilated as well."""
+    first = build_encoder("resnet34", 8, dilate_first=True)
+    assert [first.layer3[0].conv1.dilation, first.layer4[0].conv1.dilation] == [(2, 2), (4, 4)]
+    kept = build_encoder("resnet34", 8)
+    assert [kept.layer3[0].conv1.dilation, kept.layer4[0].conv1.dilation] == [(1, 1), (2, 2)]
+
+
+def test_a_stride_that_does_not_exist():
+    for name in FAMILIES:
+        with pytest.raises(UserError, match=f"encoder {name}: output_stride is 4, must be one of"):
+            build_encoder(name, 4)
