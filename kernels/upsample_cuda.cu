@@ -13,6 +13,7 @@
 
 #include "checks.h"
 #include "launch.h"
+#include "sample_cuda.h"
 
 namespace {
 
@@ -26,33 +27,6 @@ struct Source {
   float y_scale, x_scale;
   bool align_corners;
 };
-
-struct Position {  // see source_positions in reference.py
-  int64_t low, high;
-  float low_weight, high_weight;
-};
-
-__device__ Position find_position(int64_t out, float scale, int64_t in_size, bool align_corners) {
-  const float at = static_cast<float>(out);
-  const float exact = align_corners ? at * scale : fmaxf((at + 0.5f) * scale - 0.5f, 0.0f);
-  const int64_t low = min(static_cast<int64_t>(exact), in_size - 1);
-  const float weight = exact - static_cast<float>(low);
-  return {low, min(low + 1, in_size - 1), 1.0f - weight, weight};
-}
-
-__device__ float exp_of(float x) {  // see _exp in reference.py
-  x = x > -87.0f ? x : -87.0f;
-  const float n = rintf(x * 1.44269504f);
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  float value = static_cast<float>(1.0 / 720);
-  value = value * r + static_cast<float>(1.0 / 120);
-  value = value * r + static_cast<float>(1.0 / 24);
-  value = value * r + static_cast<float>(1.0 / 6);
-  value = value * r + 0.5f;
-  value = value * r + 1.0f;
-  value = value * r + 1.0f;
-  return value * __int_as_float((static_cast<int>(n) + 127) << 23);
-}
 
 // Classifies `rows` pixels of one column that lie between the same two source rows.
 template <int rows, typename T>
@@ -119,11 +93,6 @@ __global__ void argmax_upsample_kernel(Source<T> source, int64_t samples, uint8_
                   out ? out + i * source.width : nullptr);
     }
   }
-}
-
-float scale_of(int64_t in, int64_t out, bool align_corners) {
-  return align_corners ? static_cast<float>(in - 1) / static_cast<float>(std::max<int64_t>(out - 1, 1))
-                       : static_cast<float>(in) / static_cast<float>(out);
 }
 
 template <typename T>
