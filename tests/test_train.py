@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from engine.errors import UserError
 from engine.files import save_tensors
 from models.checkpoint import load_model
 from training.identity import Identity
+from training.log import Log
 from training.run import Run
 from worlds import FOUR_METHODS, ROOT, SMALL, assert_equal
 
@@ -297,6 +299,24 @@ def test_tensorboard_writes_or_says_what_is_missing(adapt, tmp_path: Path):
     else:
         adapt(tmp_path / "run", *flags)
         assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def test_the_board_gets_a_picture_and_every_class_that_has_a_score(tmp_path: Path):
+    written = []
+
+    class Board:
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def add_image(self, name, picture, step, dataformats):
+            written.append((name, picture.shape, step, dataformats))
+
+    log = Log(tmp_path)
+    log.show(1, {}, lambda: pytest.fail("drawn although nobody looks"))
+    log._board = Board()
+    score = {"iou": {"road": 50.0, "rider": None}}
+    log.show(3, score, lambda: np.zeros((4, 6, 3), np.uint8))
+    assert written == [("iou/road", 50.0, 3), ("validation", (4, 6, 3), 3, "HWC")]
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,24 @@ start.run(main, lambda: None)
 
 def test_gradients_of_several_passes_are_averaged_and_sent_while_the_last_one_computes():
     assert "averaged" in run(2, "-c", GRADIENTS)[0]
+
+
+def test_two_processes_exchange_no_pickle():
+    code = """
+from engine import processes, start
+def main(_):
+    print(processes.gather({"rank": [processes.rank(), None, "é"] * (1 + 9 * processes.rank())}))
+    processes.MESSAGE = 10
+    processes.gather("x" * 100 * processes.rank())
+start.run(main, lambda: None)
+"""
+    output = run(2, "-c", code, status=2)[0]
+    assert str([{"rank": [0, None, "é"]}, {"rank": [1, None, "é"] * 10}]) in output
+    assert "error: a process sends 102 bytes; at most 10 are taken" in output
+    pickling = re.compile(r"\b\w+_object(_list)?\(")
+    for path in ROOT.rglob("*.py"):
+        if not {"tests", ".venv"} & set(path.relative_to(ROOT).parts):
+            assert not pickling.search(path.read_text()), path
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(data: str, tmp_path: Path):
