@@ -25,19 +25,21 @@ __device__ unsigned equal_bytes(unsigned a, unsigned b) {  // 0x80 where they ar
   return ~((low + 0x7f7f7f7f) | (a ^ b)) & 0x80808080;
 }
 
-__device__ unsigned classes_only(unsigned ids, unsigned num_classes) {  // 255 where below
-  if (num_classes > 255) return 0xffffffff;
-  const unsigned bound = num_classes * 0x01010101;
-  const unsigned at_least = (ids | 0x80808080) - (bound & 0x7f7f7f7f);  // of the lower seven bits
-  const unsigned below = (~ids & bound) | (~(ids ^ bound) & ~at_least);
-  return __byte_perm(below, 0, 0xba98);  // the highest bit of each byte, eight times
+struct Bound {        // of the ids that are classes
+  unsigned lowest;    // the first that is none, in each byte
+  unsigned everyone;  // all bits if 256 are classes
+};
+
+__device__ unsigned classes_only(unsigned ids, Bound bound) {  // 255 where an id is a class
+  const unsigned at_least = (ids | 0x80808080) - (bound.lowest & 0x7f7f7f7f);  // by seven bits
+  const unsigned below = (~ids & bound.lowest) | (~(ids ^ bound.lowest) & ~at_least);
+  return __byte_perm(below | bound.everyone, 0, 0xba98);  // the highest bit of a byte, eight times
 }
 
 // kept = 0: any number of members, whose votes are read again for each pair.
 template <int kept>
 __global__ void count_votes_kernel(const Words* __restrict__ votes, int given_members,
-                                   int64_t packs, unsigned num_classes,
-                                   Words* __restrict__ winner) {
+                                   int64_t packs, Bound bound, Words* __restrict__ winner) {
   const int members = kept ? kept : given_members;
   for (int64_t pack = blockIdx.x * int64_t{kThreads} + threadIdx.x; pack < packs;
        pack += static_cast<int64_t>(gridDim.x) * kThreads) {
@@ -59,7 +61,7 @@ __global__ void count_votes_kernel(const Words* __restrict__ votes, int given_me
       }
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        const unsigned valid = classes_only(mine.values[w], num_classes);
+        const unsigned valid = classes_only(mine.values[w], bound);
         const unsigned ids = ~mine.values[w] & valid, counts = count.values[w] & valid;
         best[2 * w] = __vmaxu2(best[2 * w], __byte_perm(ids, counts, 0x5140));
         best[2 * w + 1] = __vmaxu2(best[2 * w + 1], __byte_perm(ids, counts, 0x7362));
@@ -146,9 +148,11 @@ at::Tensor hard_vote(const at::Tensor& predictions, int64_t num_classes,
       sum_votes_kernel<<<blocks, kThreads, 0, stream>>>(
           from, static_cast<int>(members), packs, static_cast<unsigned>(num_classes), given, to);
     } else {
+      const Bound bound{static_cast<unsigned>(num_classes & 255) * 0x01010101,
+                        num_classes > 255 ? 0xffffffff : 0};
       with_members(members, [&](auto kept) {
         count_votes_kernel<decltype(kept)::value><<<blocks, kThreads, 0, stream>>>(
-            from, static_cast<int>(members), packs, static_cast<unsigned>(num_classes), to);
+            from, static_cast<int>(members), packs, bound, to);
       });
     }
     C10_CUDA_KERNEL_LAUNCH_CHECK();
