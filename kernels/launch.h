@@ -1,4 +1,4 @@
-// What the CUDA sources share: how many threads they launch, and 16-byte loads.
+// What the CUDA sources share: how many threads they launch, and 16-byte loads, bytes in a word.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,6 +27,12 @@ template <typename T, int n>
 struct alignas(sizeof(T) * n) Pack {
   T values[n];
 };
+
+// 0x80 in each byte of a that equals that of b.
+__device__ inline unsigned equal_bytes(unsigned a, unsigned b) {
+  const unsigned low = (a ^ b) & 0x7f7f7f7f;
+  return ~((low + 0x7f7f7f7f) | (a ^ b)) & 0x80808080;
+}
 
 // The tensor in memory that can be read pack by pack: copied only if it is not there already.
 inline at::Tensor packable(const at::Tensor& tensor) {

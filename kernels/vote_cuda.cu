@@ -20,11 +20,6 @@ using Words = Pack<unsigned, 4>;  // of 16 pixels
 // As in vote_cpu.cpp: the first member of a class finds all its votes, and the largest key wins: the
 // votes, then the lower class. A key of 0 is an abstention and stands for 255.
 
-__device__ unsigned equal_bytes(unsigned a, unsigned b) {  // 0x80 where they are equal
-  const unsigned low = (a ^ b) & 0x7f7f7f7f;
-  return ~((low + 0x7f7f7f7f) | (a ^ b)) & 0x80808080;
-}
-
 struct Bound {        // of the ids that are classes
   unsigned lowest;    // the first that is none, in each byte
   unsigned everyone;  // all bits if 256 are classes
@@ -33,7 +28,7 @@ struct Bound {        // of the ids that are classes
 __device__ unsigned classes_only(unsigned ids, Bound bound) {  // 255 where an id is a class
   const unsigned at_least = (ids | 0x80808080) - (bound.lowest & 0x7f7f7f7f);  // by seven bits
   const unsigned below = (~ids & bound.lowest) | (~(ids ^ bound.lowest) & ~at_least);
-  return __byte_perm(below | bound.everyone, 0, 0xba98);  // the highest bit of a byte, eight times
+  return ((below | bound.everyone) >> 7 & 0x01010101) * 255;
 }
 
 // kept = 0: any number of members, whose votes are read again for each pair.
@@ -50,7 +45,9 @@ __global__ void count_votes_kernel(const Words* __restrict__ votes, int given_me
 #pragma unroll(kept ? kept : 1)
     for (int i = 0; i < members; ++i) {
       const Words mine = kept ? own[kept ? i : 0] : votes[i * packs + pack];
-      Words count{{0x01010101, 0x01010101, 0x01010101, 0x01010101}};
+      Words count;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) count.values[w] = 0x01010101;
 #pragma unroll(kept ? kept : 1)
       for (int j = i + 1; j < members; ++j) {
         const Words theirs = kept ? own[kept ? j : 0] : votes[j * packs + pack];

@@ -301,8 +301,7 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const uint64_t both = uint64_t{high} << 32 | low;
   unsigned result = 0;
   for (int i = 0; i < 4; ++i) {
-    const unsigned which = selector >> 4 * i & 15, byte = both >> (which & 7) * 8 & 255;
-    result |= (which & 8 ? (byte & 128 ? 255u : 0u) : byte) << 8 * i;
+    result |= static_cast<unsigned>(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
   }
   return result;
 }
