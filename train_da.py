@@ -125,6 +125,7 @@ def open_data(args) -> Domains:
         args.input_size,
         balance=args.class_balance,
         temperature=args.rare_class_sampling,
+        in_turn=args.class_balanced_sampling,
         loading=options.loading(args),
         allow_missing=args.allow_missing_classes,
     )

@@ -79,6 +79,7 @@ def main(args) -> None:
         args.input_size,
         balance=args.class_balance,
         temperature=args.rare_class_sampling,
+        in_turn=args.class_balanced_sampling,
         loading=loading,
         allow_missing=args.allow_missing_classes,
     )
@@ -102,7 +103,7 @@ def main(args) -> None:
         start=first * args.iter_size,
         device=device,
         loading=loading,
-        rare_classes=known.rare_classes,
+        by_class=known.by_class,
     )
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
     say(f"{student.line()}; {len(train_set)} images, {stop} steps")

@@ -81,7 +81,7 @@ class Domains:
                 batch_size,
                 seed=seed,
                 start=starts[0],
-                rare_classes=self.known.rare_classes,
+                by_class=self.known.by_class,
                 **how,
             )
         }

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from datasets.order import RareClasses, StepBatches
+from datasets.order import ClassesInTurn, RareClasses, StepBatches
 from engine import processes
 from engine.errors import UserError
 from engine.values import Loading
@@ -105,7 +105,7 @@ def step_batches(
     start: int,
     device: torch.device,
     loading: Loading,
-    rare_classes: RareClasses | None = None,
+    by_class: RareClasses | ClassesInTurn | None = None,
 ) -> Iterator[dict]:
     """Yield for ever the batches of the steps from `start` on, copied to `device`.
 
@@ -116,7 +116,7 @@ def step_batches(
         start: number of the first batch.
         device: where `image`, uint8 [N,3,H,W], and `label`, uint8 [N,H,W], go.
         loading: see `make_loader`.
-        rare_classes: draws the images instead of `StepBatches`; batches then also hold
+        by_class: draws the images instead of `StepBatches`; batches then also hold
             `rare_class`, int64 [N], the class that each image was drawn for.
 
     Raises:
@@ -126,9 +126,9 @@ def step_batches(
     own = slice(processes.rank() * batch_size, (processes.rank() + 1) * batch_size)
 
     def drawn(step: int) -> tuple[list[int], list[int]]:
-        return rare_classes.draw(batch_of_all, seed, step)
+        return by_class.draw(batch_of_all, seed, step)
 
-    if rare_classes is None:
+    if by_class is None:
         sampler = iter(StepBatches(len(dataset), batch_of_all, seed, start))
     else:
         sampler = (drawn(step)[0] for step in itertools.count(start))
@@ -138,7 +138,7 @@ def step_batches(
 
     def batches() -> Iterator[dict]:
         for step, batch in enumerate(loader, start):
-            if rare_classes is not None:  # drawn again: loader workers are given indices alone
+            if by_class is not None:  # drawn again: loader workers are given indices alone
                 batch["rare_class"] = torch.tensor(drawn(step)[1][own])
             yield batch
 

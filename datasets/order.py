@@ -1,4 +1,4 @@
-"""Which images a step takes: epoch after epoch, or by their rare classes."""
+"""Which images a step takes: epoch after epoch, by their rare classes, or every class in turn."""
 
 from collections.abc import Iterator
 
@@ -59,8 +59,7 @@ class RareClasses:
         total = counts.sum(0).double()
         score = ((1 - total / total.sum()) / temperature).masked_fill(total == 0, -torch.inf)
         self.probability = score.softmax(0).numpy()
-        enough = counts.amax(0).double().clamp(max=RARE_CLASS_SHARE * size[0] * size[1])
-        self.images = [column.nonzero().flatten().numpy() for column in (counts >= enough).T]
+        self.images = images_of_classes(counts, size)
 
     def draw(self, number: int, seed: int, step: int) -> tuple[list[int], list[int]]:
         """Return the indices of images, and the class that each was drawn for.
@@ -72,3 +71,42 @@ class RareClasses:
         random = np.random.Generator(np.random.PCG64(seed_for(seed, "rare classes", step)))
         classes = random.choice(len(self.probability), number, p=self.probability).tolist()
         return [int(random.choice(self.images[c])) for c in classes], classes
+
+
+class ClassesInTurn:
+    """Draw an image for every class in turn, so that batches hold the classes equally often.
+
+    The classes that occur are shuffled round after round; their images are those of `RareClasses`.
+
+    Args:
+        counts: int64 [N,C], see `class_counts`.
+        size: W, H of the labels.
+
+    Source: class-aware sampling (Shen et al. 2016, section 3.2). Deviation: images of a class are
+    drawn with replacement.
+    """
+
+    def __init__(self, counts: torch.Tensor, size: tuple[int, int]):
+        self.classes = counts.any(0).nonzero().flatten().tolist()
+        self.images = images_of_classes(counts, size)
+
+    def draw(self, number: int, seed: int, step: int) -> tuple[list[int], list[int]]:
+        """Return the indices of images, and the class of each; see `RareClasses.draw`."""
+        random = np.random.Generator(np.random.PCG64(seed_for(seed, "classes in turn", step)))
+        classes = []
+        for position in range(step * number, (step + 1) * number):
+            turn, place = divmod(position, len(self.classes))
+            shuffle = np.random.Generator(np.random.PCG64(seed_for(seed, "turn", turn)))
+            classes.append(self.classes[shuffle.permutation(len(self.classes))[place]])
+        return [int(random.choice(self.images[c])) for c in classes], classes
+
+
+def images_of_classes(counts: torch.Tensor, size: tuple[int, int]) -> list[np.ndarray]:
+    """Return the indices of the images with enough of each class; none for one that never occurs.
+
+    Args:
+        counts: int64 [N,C], see `class_counts`.
+        size: W, H of the labels.
+    """
+    enough = counts.amax(0).double().clamp(min=1, max=RARE_CLASS_SHARE * size[0] * size[1])
+    return [column.nonzero().flatten().numpy() for column in (counts >= enough).T]

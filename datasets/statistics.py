@@ -13,7 +13,7 @@ from tqdm import tqdm
 from datasets.cache import fingerprint
 from datasets.facts import SAMPLE
 from datasets.loading import make_loader
-from datasets.order import RareClasses
+from datasets.order import ClassesInTurn, RareClasses
 from datasets.text import read_json
 from engine.errors import UserError
 from engine.files import write_text
@@ -70,12 +70,12 @@ class Statistics(NamedTuple):
     Attributes:
         counts: of `class_counts`; None where nothing needs them.
         class_weight: of `class_weights`, None if it is not wanted.
-        rare_classes: how rare classes are drawn, None if it is not wanted.
+        by_class: draws images by the classes they hold, None if it is not wanted.
     """
 
     counts: torch.Tensor | None = None
     class_weight: torch.Tensor | None = None
-    rare_classes: RareClasses | None = None
+    by_class: RareClasses | ClassesInTurn | None = None
 
 
 NOTHING_KNOWN = Statistics()
@@ -86,8 +86,9 @@ def class_statistics(
     folder: str | Path,
     size: tuple[int, int] | int,
     *,
-    balance: bool,
+    balance: str | bool,
     temperature: float | None,
+    in_turn: bool = False,
     loading: Loading,
     allow_missing: bool = False,
 ) -> Statistics:
@@ -98,8 +99,9 @@ def class_statistics(
     Args:
         dataset, folder, loading: see `class_counts`.
         size: of the labels, see `build_dataset`.
-        balance: whether the loss weighs the classes.
+        balance: how the loss weighs the classes, see `class_weights`; False for not at all.
         temperature: of the sampling of rare classes; None for none.
+        in_turn: whether images are drawn for every class in turn.
         allow_missing: whether a class of people's own table may be in no label.
 
     Raises:
@@ -108,15 +110,17 @@ def class_statistics(
     parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
     # pseudo labels may well lack a class
     own = [p for p in parts if p.own_table and p.option["label_kind"] == "labelIds"]
-    if not (balance or temperature is not None or own):
+    if not (balance or temperature is not None or in_turn or own):
         return NOTHING_KNOWN
     counts = class_counts(dataset, folder, loading)
     if own and not allow_missing:
         _refuse_missing(dataset, own, counts)
-    weight = class_weights(counts) if balance else None
+    weight = class_weights(counts, balance) if balance else None
     square = (size, size) if isinstance(size, int) else size
-    rare = None if temperature is None else RareClasses(counts, square, temperature)
-    return Statistics(counts, weight, rare)
+    by_class = ClassesInTurn(counts, square) if in_turn else None
+    if temperature is not None:
+        by_class = RareClasses(counts, square, temperature)
+    return Statistics(counts, weight, by_class)
 
 
 def _refuse_missing(dataset: Dataset, parts: list[Dataset], counts: torch.Tensor) -> None:
@@ -135,19 +139,35 @@ def _refuse_missing(dataset: Dataset, parts: list[Dataset], counts: torch.Tensor
     )
 
 
-def class_weights(counts: torch.Tensor) -> torch.Tensor:
-    """Return float32 [C]: sqrt(median frequency / frequency) of each class, within 0.3 to 4.
+def class_weights(counts: torch.Tensor, kind: str | bool = True) -> torch.Tensor:
+    """Return what the pixels of each class weigh in the loss, float32 [C].
 
-    Classes that never occur weigh 1.
+    Classes that never occur weigh 1, as do the others on average (inverse, effective).
 
     Args:
-        counts: int64 [N,C], see `class_counts`.
+        counts: int64 [N,C], see `class_counts`; n below is its sum over the images.
+        kind: root-median or True, sqrt(median n / n) within 0.3 to 4; median, median f / f, f being
+            the share of the class in the images that hold it; inverse, 1 / n; effective,
+            1 / (1 - (1 - 1 / m) ** n), m the mean of n.
 
-    Source: Eigen and Fergus 2015, section 4.2 (median frequency balancing), with a square root and
-    bounds, as the raw weights of rare classes destabilise small batches.
+    Source: Eigen and Fergus 2015, section 4.2 (median); root-median, this project's, tempers it, as
+    the raw weights of rare classes destabilise small batches. Cui et al. 2019, equation 2
+    (effective number of samples), whose beta (m - 1) / m is set by hand there.
     """
     total = counts.sum(0).double().numpy()
     seen = total > 0
+    if kind == "median":
+        of_holders = ((counts > 0) * counts.sum(1, keepdim=True)).sum(0).double().numpy()
+        share = total[seen] / of_holders[seen]
+        chosen = np.median(share) / share
+    elif kind == "inverse":
+        chosen = 1 / total[seen] / (1 / total[seen]).mean()
+    elif kind == "effective":
+        number = -np.expm1(total[seen] * np.log1p(-1 / max(total[seen].mean(), 2)))
+        chosen = 1 / number / (1 / number).mean()
+    else:
+        assert kind in (True, "root-median"), kind
+        chosen = np.sqrt(np.median(total[seen]) / total[seen]).clip(0.3, 4.0)
     weights = np.ones_like(total)
-    weights[seen] = np.sqrt(np.median(total[seen]) / total[seen]).clip(0.3, 4.0)
+    weights[seen] = chosen
     return torch.from_numpy(weights).float()

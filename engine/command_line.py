@@ -42,6 +42,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
+class OnOff(argparse.Action):
+    """A flag with an optional value, and its --no- form: the value, True without it, or False."""
+
+    def __init__(self, option_strings: list[str], dest: str, **how):
+        super().__init__(option_strings, dest, nargs="?", const=True, default=False, **how)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Store the value."""
+        off = option_string.startswith("--no-")
+        if off and values is not True:
+            parser.error(f"{option_string} takes no value")
+        setattr(namespace, self.dest, values if not off else False)
+
+
 def parser(description: str) -> Parser:
     """Return an empty parser that prints the script's docstring as it stands."""
     return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine import words
-from engine.command_line import Parser, parse, parser, plain, refuse_idle
+from engine.command_line import OnOff, Parser, parse, parser, plain, refuse_idle
 from engine.errors import UserError
 from engine.parsing import (
     at_least,
@@ -129,22 +129,30 @@ def add_training(parser: Parser) -> None:
     )
     flag(
         "--class-balance",
-        action=BOOLEAN,
-        default=False,
-        help="weight classes by sqrt(median frequency / frequency), within 0.3 to 4",
+        "--no-class-balance",
+        action=OnOff,
+        choices=["root-median", "median", "inverse", "effective"],
+        help="weight classes by their frequency: by sqrt(median / frequency), within 0.3 to 4 "
+        "(root-median, what it means alone), or as published, without a root or bounds",
     )
     flag(
         "--allow-missing-classes",
         action="store_true",
         help="train on one's own data although a class of the table is in no label",
     ).free = True
-    flag(
+    sampling = group.add_mutually_exclusive_group()
+    sampling.add_argument(
         "--rare-class-sampling",
         nargs="?",
         type=at_least(1e-4, float),
         const=0.01,
         metavar="T",
         help="draw labelled images by their rare classes (DAFormer's); temperature %(const)s",
+    )
+    sampling.add_argument(
+        "--class-balanced-sampling",
+        action="store_true",
+        help="draw a labelled image for every class in turn: batches hold them equally often",
     )
     flag(
         "--align-corners",

@@ -13,7 +13,9 @@ import fakedata
 import train_da
 from datasets import build_dataset, loading
 from datasets.base import SegmentationDataset
-from datasets.statistics import RareClasses, class_counts, class_weights
+from datasets.order import ClassesInTurn, RareClasses
+from datasets.statistics import class_counts, class_weights
+from engine import options
 from engine.errors import UserError
 from engine.values import Loading
 from training.augment import geometry
@@ -102,6 +104,26 @@ def test_class_weights_by_hand():
     assert class_weights(extreme).tolist() == pytest.approx([0.3, 1.0, 4.0])
 
 
+def test_published_class_weights_by_hand():
+    """Of two images of 64 and 36 labelled pixels; class 2 is in neither."""
+    counts = torch.tensor([[60, 4, 0, 0], [30, 0, 0, 6]])  # 90, 4, 0, 6
+    # shares in the images that hold them: 90 / 100, 4 / 64, 6 / 36; the median is 1 / 6
+    median = [100 / 540, 64 / 24, 1.0, 1.0]
+    torch.testing.assert_close(class_weights(counts, "median"), torch.tensor(median))
+    mean = (1 / 90 + 1 / 4 + 1 / 6) / 3
+    inverse = [1 / 90 / mean, 1 / 4 / mean, 1.0, 1 / 6 / mean]
+    torch.testing.assert_close(class_weights(counts, "inverse"), torch.tensor(inverse))
+    number = [1 - (1 - 3 / 100) ** n for n in (90, 4, 6)]  # beta is 1 - 1 / m, m = 100 / 3
+    mean = sum(1 / n for n in number) / 3
+    effective = [1 / number[0] / mean, 1 / number[1] / mean, 1.0, 1 / number[2] / mean]
+    torch.testing.assert_close(class_weights(counts, "effective"), torch.tensor(effective))
+    tempered = class_weights(counts, "root-median")
+    assert torch.equal(tempered, class_weights(counts))
+    assert tempered.tolist() == pytest.approx([0.3, math.sqrt(6 / 4), 1.0, 1.0])
+    for kind in ("median", "inverse", "effective"):  # a class alone, in a single pixel
+        assert class_weights(torch.tensor([[0, 1]]), kind).tolist() == [1, 1]
+
+
 # ---- rare classes
 
 
@@ -142,7 +164,7 @@ def test_a_batch_depends_on_seed_and_step_alone(source, tmp_path: Path, workers:
 
     def batches(seed: int, start: int, number: int) -> list[dict]:
         how = {"seed": seed, "start": start, "device": CPU, "loading": Loading(number)}
-        return first(4, loading.step_batches(source, 3, rare_classes=rare, **how))
+        return first(4, loading.step_batches(source, 3, by_class=rare, **how))
 
     plain, later, other = batches(7, 0, 0), batches(7, 2, workers), batches(8, 0, workers)
     for one, two in zip(plain[2:], later, strict=False):
@@ -165,8 +187,24 @@ def test_several_sources_are_counted_and_drawn_as_one(source, tmp_path: Path):
     rare = RareClasses(counts, (40, 30), temperature=0.01)
     assert rare.images[16].tolist() == [7]
     how = {"seed": 0, "start": 0, "device": CPU, "loading": Loading()}
-    for batch in first(10, loading.step_batches(joined, 2, rare_classes=rare, **how)):
+    for batch in first(10, loading.step_batches(joined, 2, by_class=rare, **how)):
         assert all((x == c).any() for x, c in zip(batch["label"], batch["rare_class"], strict=True))
+
+
+def test_every_class_has_its_turn():
+    """Three classes that occur, batches of two: six draws of each in nine steps."""
+    counts = torch.tensor([[900, 0, 0, 9], [600, 100, 0, 0], [500, 0, 0, 0]])
+    turns = ClassesInTurn(counts, (40, 30))
+    drawn = [turns.draw(2, seed=3, step=step) for step in range(9)]
+    classes = [c for _, part in drawn for c in part]
+    assert all(sorted(classes[i : i + 3]) == [0, 1, 3] for i in range(0, 18, 3))
+    assert len({tuple(classes[i : i + 3]) for i in range(0, 18, 3)}) > 1  # shuffled
+    for images, part in drawn:
+        for image, c in zip(images, part, strict=True):
+            assert counts[image, c] > 0
+    again = [turns.draw(2, seed=3, step=step) for step in range(9)]
+    assert again == drawn
+    assert [turns.draw(2, seed=4, step=step) for step in range(9)] != drawn
 
 
 # ---- crops
@@ -214,12 +252,13 @@ def test_the_first_crop_with_enough_is_taken_else_the_last(monkeypatch):
 # ---- the scripts
 
 
-def test_a_run_with_rare_classes_resumes_and_balances(tmp_path: Path):
+@pytest.mark.parametrize("sampling", ["--rare-class-sampling", "--class-balanced-sampling"])
+def test_a_run_that_draws_by_class_resumes_and_balances(tmp_path: Path, sampling: str):
     root = fakedata.make_camvid(tmp_path / "camvid", n=6, size=(64, 48))
     words = f"""--recipe streets --source camvid --source-set day_train --target camvid
         --set dusk_train --val-set dusk_val --input-size 64,48 --crop-size 48,40 --batch-size 2
         --save-pred-every 100 --no-baseline --method none --num-steps 4 --data-dir {root}
-        --rare-class-sampling""".split()
+        {sampling}""".split()
 
     def train(name: str, *flags: str) -> dict:
         folder = tmp_path / name
@@ -231,6 +270,29 @@ def test_a_run_with_rare_classes_resumes_and_balances(tmp_path: Path):
     for key, value in train("parts", "--num-workers", "1").items():
         assert torch.equal(value, whole[key]), key
     assert len(list((tmp_path / "whole").glob("camvid-64x48-*.class_counts.json"))) == 1
-    other = train("other", "--rare-class-sampling", "0.1", "--cache", str(tmp_path / "cache"))
+    otherwise = ["--rare-class-sampling", "0.1"] if "rare" in sampling else ["--random-seed", "3"]
+    other = train("other", *otherwise, "--cache", str(tmp_path / "cache"))
     assert any(not torch.equal(value, whole[key]) for key, value in other.items())
     assert len(list((tmp_path / "cache").glob("camvid-64x48-*.class_counts.json"))) == 1
+
+
+def test_how_classes_are_balanced_is_said_in_words():
+    def given(*words: str) -> object:
+        return train_da.parse_args(["--snapshot-dir", "s", "--data-dir", "d", *words]).class_balance
+
+    assert (given(), given("--no-class-balance")) == (False, False)
+    assert given("--class-balance") is True
+    assert given("--class-balance", "effective") == "effective"
+    assert given("--recipe", "camvid") is True
+    assert given("--recipe", "camvid", "--class-balance", "median") == "median"
+    assert given("--recipe", "camvid", "--no-class-balance") is False
+    two = ["--rare-class-sampling", "--class-balanced-sampling"]
+    for wrong in (["--class-balance", "some"], ["--no-class-balance", "median"], two):
+        with pytest.raises(SystemExit):
+            given(*wrong)
+    parser = options.parser("")
+    options.add_training(parser)
+    (action,) = (a for a in parser._actions if a.dest == "class_balance")
+    counts = torch.tensor([[60, 4, 9], [30, 0, 1]])
+    kinds = [tuple(class_weights(counts, kind).tolist()) for kind in action.choices]
+    assert len(set(kinds)) == 4
