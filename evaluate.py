@@ -65,7 +65,7 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument(
         "--images",
         metavar="PATH",
-        help="predict these photographs, a folder or one file; --input-size is the longer side's",
+        help="predict these photographs, a folder or one file; the ratio of each is kept",
     )
     parser.add_argument(
         "--opacity",

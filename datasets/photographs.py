@@ -16,9 +16,6 @@ from engine.errors import UserError
 class Photographs(Folder):
     """Every image below ROOT, or ROOT itself where that is one; classes come from a network.
 
-    `size` is none that images are forced into: the longer side becomes its longer one, each image
-    keeps its shape.
-
     Options: `classes`, the class table; `without`, a folder of no photographs (what is written).
     """
 
@@ -53,10 +50,6 @@ class Photographs(Folder):
             UserError: it cannot be read.
         """
         image = files.read_image(self.root / self.pairs[index][0], self.reading)
-        small = image
-        if self.size is not None:
-            factor = max(self.size) / max(image.size)
-            small = image.resize(
-                [max(1, round(side * factor)) for side in image.size], Image.Resampling.BICUBIC
-            )
+        size = self.fitted(image.size)
+        small = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
         return image, torch.from_numpy(np.array(small).transpose(2, 0, 1))

@@ -60,6 +60,8 @@ def open_photographs(
         table = Path(images.root, "classes.json")
     options = {"classes": table, "without": str(save), **images.options}
     size = images.size or checkpoint.get("input_size")
+    if isinstance(size, (tuple, list)):  # each photograph keeps its ratio
+        size = max(size)
     return Photographs(path, split="all", labelled=False, size=size, **options)
 
 

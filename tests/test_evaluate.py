@@ -353,7 +353,7 @@ def test_options_that_cannot_be(checkpoint, camvid, words, said):
 
 
 @pytest.mark.parametrize(
-    "words", [["--input-size", "100"], ["--scales", "1;2"], ["--data-option", "style"], []]
+    "words", [["--input-size", "0"], ["--scales", "1;2"], ["--data-option", "style"], []]
 )
 def test_words_that_do_not_parse(words, capsys):
     given = ["--restore-from", "net.pth", *words] if words else []

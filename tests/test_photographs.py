@@ -125,8 +125,10 @@ def test_the_longer_side_is_that_of_the_input_size(checkpoint, tmp_path, monkeyp
     run(*words, *PLAIN)
     assert seen == [(20, 40), (40, 20), (29, 40)]
     seen.clear()
-    run(*words, *PLAIN, "--input-size", "64,48")
-    assert seen == [(32, 64), (64, 32), (46, 64)]
+    for size in ("64,48", "64"):
+        run(*words, *PLAIN, "--input-size", size)
+        assert seen == [(32, 64), (64, 32), (46, 64)]
+        seen.clear()
 
 
 def test_one_file_is_a_folder_of_one(checkpoint, tmp_path):
