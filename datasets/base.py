@@ -243,6 +243,8 @@ class SegmentationDataset(Dataset):
             if label is None and self.labelled:
                 missing = missing or (wanted, image)
             pairs.append((image, label))
+        if self.own_table:
+            self.left_out["labels without an image"] += len(partners.alone())
         if missing is not None:
             alone = not any(label for _, label in pairs)
             raise (NoLabels if alone else UserError)(

@@ -58,7 +58,9 @@ def class_counts(dataset: Dataset, folder: str | Path, loading: Loading) -> torc
     loader = make_loader(_CountedLabels(dataset), loading, batch_size=8)
     counts = torch.cat(list(tqdm(loader, desc="counting classes", disable=None, leave=False)))
     if not counts.any():
-        raise UserError(f"the labels of {dataset.name} hold no class, every pixel is ignored")
+        raise UserError(
+            f"the labels of {dataset.name} ({dataset.root}) hold no class, every pixel is ignored"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(counts.tolist()) + "\n")
     return counts

@@ -130,6 +130,7 @@ class Partners:
     def __init__(self, root: str | Path, endings: Collection[str]) -> None:
         self.root, self.endings = os.fspath(root), endings
         self._folders: dict[str, tuple[str, dict[str, list[str]], dict[str, str]]] = {}
+        self._found: set[str] = set()
 
     def find(self, path: str) -> str | None:
         """Return the file with the folder and stem of `path`, relative to the root.
@@ -145,7 +146,19 @@ class Partners:
         if len(names) > 1:
             where = os.path.join(self.root, folder)
             raise UserError(f"{where}: {' and '.join(sorted(names))} have one stem: remove one")
+        self._found.update(actual + name for name in names)
         return actual + names[0] if names else None
+
+    def alone(self) -> list[str]:
+        """Return the files that `find` passed by, in folders where it found others."""
+        return [
+            actual + name
+            for actual, files, _ in self._folders.values()
+            if any(actual + names[0] in self._found for names in files.values())
+            for names in files.values()
+            for name in names
+            if actual + name not in self._found
+        ]
 
     def same(self, path: str) -> str | None:
         """Return the file of this path, its accents composed or not, relative to the root."""

@@ -92,7 +92,7 @@ def test_labels_are_counted_in_the_size_they_are_trained_in(source, tmp_path: Pa
 def test_nothing_but_ignored_pixels_is_an_error(source, tmp_path: Path):
     for i in range(1, 7):
         fakedata.save(source.root / "labels" / f"{i:05d}.png", np.zeros((30, 40), np.uint8))
-    with pytest.raises(UserError, match="the labels of gta5 hold no class"):
+    with pytest.raises(UserError, match=r"the labels of gta5 \(.*\) hold no class"):
         class_counts(source, tmp_path, Loading(0))
 
 

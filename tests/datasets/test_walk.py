@@ -367,13 +367,19 @@ def test_facts_are_what_the_folder_holds(tmp_path: Path):
     Image.new("RGB", (2, 2)).save(root / "images/a.jpg")
     Image.fromarray(np.full((2, 2), 10, np.uint8)).save(root / "labels/a.png")
     (root / "labels/c.png").write_bytes((root / "labels/b.png").read_bytes())
+    touch(root / "labels", "e.png", "f.png", "notes.txt")
     dataset = opened(root)
     (found,) = facts.dataset_facts(dataset, class_counts(dataset, tmp_path, Loading()))
     assert found == facts.Facts(
         name="folder train",
         images=4,
         links=1,
-        left_out={"ending .txt": 1, "ending .heic": 1, "name with a dot before it": 1},
+        left_out={
+            "ending .txt": 1,
+            "ending .heic": 1,
+            "name with a dot before it": 1,
+            "labels without an image": 2,
+        },
         sizes={(2, 2): 2, (8, 8): 2},
         looked_at=4,
         num_classes=3,
@@ -381,8 +387,9 @@ def test_facts_are_what_the_folder_holds(tmp_path: Path):
         ignored=2 / (4 + 4 + 64 + 64),
     )
     assert found.line() == (
-        "folder train: 4 images (1 through links); 2x2, 8x8; left out: 1 ending .heic, "
-        "1 ending .txt, 1 name with a dot before it; labels hold 2 of 3 classes (none: water); "
+        "folder train: 4 images (1 through links); 2x2, 8x8; left out: 2 labels without an image, "
+        "1 ending .heic, 1 ending .txt, 1 name with a dot before it; "
+        "labels hold 2 of 3 classes (none: water); "
         "1.5 % of the pixels ignored"
     )
 
