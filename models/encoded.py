@@ -74,13 +74,16 @@ class EncodedNetwork(Network):
         prefix = "encoder."
         whole = any(name.startswith(prefix) for name in state)
         inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        own, converted = self.state_dict(), {}
+        own, converted, skipped = self.state_dict(), {}, {}
         for name, tensor in self.encoder.convert_weights(inside if whole else state).items():
             known = whole or prefix + name in own
-            converted[prefix + name if known else name] = tensor
+            if prefix + name not in own and name.startswith(self.encoder.classifier):
+                skipped[prefix + name if whole else name] = "of the classifier of images"
+            else:
+                converted[prefix + name if known else name] = tensor
         if whole:
             converted |= {n: t for n, t in state.items() if not n.startswith(prefix)}
-        return converted, {}
+        return converted, skipped
 
 
 def initialise(decoder: nn.Module, head: nn.Module) -> None:

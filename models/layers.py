@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -172,23 +173,71 @@ class DepthwiseConv2d(SameConv2d):
         channels: C of input and output.
         kernel_size: odd side of the kernel, in pixels.
         stride, dilation: of the convolution.
+        bias: whether a number is added to each channel.
+        symmetric: whether a strided one pads both sides alike, as PyTorch does, and not "same".
     """
 
-    def __init__(self, channels: int, kernel_size: int, stride: int = 1, dilation: int = 1):
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        *,
+        bias: bool = False,
+        symmetric: bool = False,
+    ):
         super().__init__(
-            channels, channels, kernel_size, stride, 0, dilation, groups=channels, bias=False
+            channels, channels, kernel_size, stride, 0, dilation, groups=channels, bias=bias
         )
+        self.symmetric = symmetric
 
     def forward(self, x: Tensor) -> Tensor:
         return in_float32(self._convolve, x)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        dilation = self.dilation[0]
-        if dilation == 1 or self.stride[0] > 1 or not (x.is_cpu and torch.is_grad_enabled()):
+        dilation, stride = self.dilation[0], self.stride
+        if self.symmetric and stride[0] > 1:
+            padding = dilation * (self.kernel_size[0] // 2)
+            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        if dilation == 1 or stride[0] > 1 or not (x.is_cpu and torch.is_grad_enabled()):
             return super().forward(x)
         grids = _split_grids(x, dilation)
         grids = conv2d_same(grids, self.weight, self.bias, 1, 1, self.groups)
         return _join_grids(grids, dilation, x.shape[2], x.shape[3])
+
+
+class PairPool(nn.Module):
+    """Pool 2x2 pixels: to half the size, rounded up, or `dilation` apart and keeping the size.
+
+    At the end of an odd size the windows hold the pixels that there are.
+
+    Args:
+        kind: "max" or "mean".
+        stride: 2 or 1.
+        dilation: how far apart the pixels of a window are, with stride 1.
+    """
+
+    def __init__(self, kind: str, stride: int, dilation: int):
+        super().__init__()
+        self.kind, self.stride, self.dilation = kind, stride, dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float [N,C,ceil(H/stride),ceil(W/stride)] of float [N,C,H,W]."""
+        if self.stride == 2:
+            pool = F.max_pool2d if self.kind == "max" else F.avg_pool2d
+            return pool(x, 2, 2, ceil_mode=True)
+        d = self.dilation
+        if self.kind == "max":
+            return F.max_pool2d(F.pad(x, (0, d, 0, d), value=-math.inf), 2, 1, dilation=d)
+        total, count = (
+            sum(padded[..., i : i + h, j : j + w] for i in (0, d) for j in (0, d))
+            for padded, h, w in (
+                (F.pad(values, (0, d, 0, d)), *values.shape[-2:])
+                for values in (x, x.new_ones(x.shape[-2:]))
+            )
+        )
+        return total / count
 
 
 def _split_grids(x: Tensor, step: int) -> Tensor:

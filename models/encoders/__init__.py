@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from engine.errors import UserError
-from models.encoders import efficientnet_lite, resnet
+from models.encoders import densenet, efficientnet_lite, mobilenet, resnet, vgg
 from models.encoders.base import Encoder, Row
 from models.layers import choose
 
 __all__ = ["ENCODERS", "Encoder", "Row", "build_encoder", "encoder_row"]
 
-ENCODERS: dict[str, Row] = resnet.ENCODERS | efficientnet_lite.ENCODERS
+FAMILIES = (resnet, vgg, mobilenet, efficientnet_lite, densenet)
+ENCODERS: dict[str, Row] = {name: row for f in FAMILIES for name, row in f.ENCODERS.items()}
 
 
 def encoder_row(name: str) -> Row:

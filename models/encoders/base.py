@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -76,7 +76,11 @@ class Encoder(nn.Module):
         channels: of each map that `features` returns.
         strides: of each, of the image's pixels: 2 (where the family has a map of that size), then
             always four of 4, 8, 16 and 32, the last ones less where the output stride is.
+        classifier: how the names begin, after `convert_weights`, of what published files hold
+            beside the encoder.
     """
+
+    classifier: ClassVar[tuple[str, ...]] = ()
 
     channels: list[int]
     strides: list[int]
@@ -93,3 +97,11 @@ class Encoder(nn.Module):
     def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring the names in published files to this family's; what is unknown stays."""
         return state
+
+
+def move(state: dict[str, Tensor], before: str, after: str) -> dict[str, Tensor]:
+    """Rename what begins with `before` to begin with `after`; the rest stays."""
+    return {
+        after + name.removeprefix(before) if name.startswith(before) else name: tensor
+        for name, tensor in state.items()
+    }

@@ -9,8 +9,8 @@ from models import build_model
 from models.encoders import ENCODERS, build_encoder
 from published import pattern
 
-# Trainable numbers, less the classifier: torchvision 0.28 (resnet, resnext, wide_resnet),
-# segmentation_models_pytorch 0.6 (se_resnext), timm 1.0.31 (efficientnet_lite)
+# Trainable numbers without the classifier's: torchvision 0.28.0's, but se_resnext
+# (segmentation_models_pytorch 0.6.0) and efficientnet_lite (timm 1.0.31)
 PARAMETERS = {
     "resnet18": 11_689_512 - 513_000,
     "resnet34": 21_797_672 - 513_000,
@@ -21,21 +21,57 @@ PARAMETERS = {
     "resnext101_32x8d": 88_791_336 - 2_049_000,
     "wide_resnet50": 68_883_240 - 2_049_000,
     "se_resnext50_32x4d": 25_510_896,
+    "vgg11": 9_220_480,
+    "vgg11_bn": 9_225_984,
+    "vgg13": 9_404_992,
+    "vgg13_bn": 9_410_880,
+    "vgg16": 14_714_688,
+    "vgg16_bn": 14_723_136,
+    "vgg19": 20_024_384,
+    "vgg19_bn": 20_035_392,
+    "mobilenet_v2": 3_504_872 - 1_281_000,
     "efficientnet_lite0": 2_958_848,
     "efficientnet_lite1": 3_723_520,
     "efficientnet_lite2": 4_357_952,
     "efficientnet_lite3": 6_422_016,
     "efficientnet_lite4": 11_149_568,
+    "densenet121": 7_978_856 - 1_025_000,
+    "densenet161": 28_681_000 - 2_209_000,
+    "densenet169": 14_149_480 - 1_665_000,
+    "densenet201": 20_013_928 - 1_921_000,
 }
 # The deepest map of packages' networks under weights of the integer formula, 64x64 pixels: mean,
 # standard deviation, the first value, the middle one and the last
-GOLDEN = {}
+GOLDEN = {
+    # segmentation_models_pytorch 0.6.0, torchvision 0.28.0
+    "resnet18": (8.61526, 10.7907, 0.0, 0.0, 31.7081),
+    "resnext50_32x4d": (342.601, 390.404, 0.0, 53.4213, 657.598),
+    "se_resnext50_32x4d": (21.9889, 28.6489, 0.0, 54.9994, 0.0),
+    "vgg11": (1.40189, 1.50972, 0.600411, 0.0, 2.64489),
+    "vgg11_bn": (1.60005, 1.67475, 5.10806, 1.46496, 0.539738),
+    "mobilenet_v2": (1.32599, 1.87646, 0.0, 0.0, 0.0),
+    "densenet121": (-0.0407599, 1.11986, 1.4254, -0.383583, 0.0761692),
+}
 # One of each class, and of each way to build it
-FAMILIES = ("resnet18", "resnext50_32x4d", "se_resnext50_32x4d", "efficientnet_lite0")
+FAMILIES = (
+    "resnet18",
+    "resnext50_32x4d",
+    "se_resnext50_32x4d",
+    "vgg11",
+    "vgg11_bn",
+    "mobilenet_v2",
+    "efficientnet_lite0",
+    "densenet121",
+)
 
 
 def count(network: torch.nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+def published(key: str) -> str:
+    """Return the name in published files of a tensor of ours."""
+    return "features." + key.removeprefix("body.") if key.startswith("body.") else key
 
 
 def strides_of(name: str) -> tuple[int, ...]:
@@ -64,8 +100,8 @@ def test_parameters_and_shapes(name: str):
 def test_golden(name: str):
     mean, std, *values = GOLDEN[name]
     encoder = build_encoder(name, 32).eval()
-    shapes = [(key, value.shape) for key, value in encoder.state_dict().items()]
-    encoder.load_state_dict(integers.state(shapes))
+    shapes = [(published(key), value.shape) for key, value in encoder.state_dict().items()]
+    encoder.load_state_dict(encoder.convert_weights(integers.state(shapes)))
     image = integers.uniform("input", 3 * 64 * 64).float().view(1, 3, 64, 64)
     with torch.no_grad():
         deepest = encoder.features(image)[-1]

@@ -16,6 +16,19 @@ SMP = {
     "resnext50_32x4d": "resnext50_32x4d",
     "resnext101_32x8d": "resnext101_32x8d",
     "se_resnext50_32x4d": "se_resnext50_32x4d",
+    "vgg11": "vgg11",
+    "vgg11_bn": "vgg11_bn",
+    "vgg13": "vgg13",
+    "vgg13_bn": "vgg13_bn",
+    "vgg16": "vgg16",
+    "vgg16_bn": "vgg16_bn",
+    "vgg19": "vgg19",
+    "vgg19_bn": "vgg19_bn",
+    "mobilenet_v2": "mobilenet_v2",
+    "densenet121": "densenet121",
+    "densenet161": "densenet161",
+    "densenet169": "densenet169",
+    "densenet201": "densenet201",
 }
 
 
