@@ -113,8 +113,10 @@ def test_own_images_become_a_scored_and_seen_model(tmp_path: Path, monkeypatch, 
     said = capsys.readouterr().out
     assert "===> mIoU: " in said
     seen = {name for name in names("snapshots/mine/seen") if name.endswith(".png")}
-    assert len(seen) == 2  # every tenth of eleven
+    assert len({name.split(".")[0].removesuffix("_color") for name in seen}) == 2  # of eleven
     assert "folder_finished.pth" in names("snapshots/adapted")
+    overlays = Path("snapshots/adapted/seen/overlay").rglob("*")
+    assert len([path for path in overlays if path.is_file()]) == 11
 
 
 def test_the_page_of_loveda_runs_as_written(tmp_path: Path, monkeypatch):
