@@ -11,7 +11,6 @@
 
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffff;
 constexpr int kSharedBytes = 48 * 1024;  // what every device grants without asking
 
 // Counters of a block, in shared memory. From C++ the compiler would find the address of shared

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
 
 // Enough blocks to fill the device a few times; the kernels stride over what is left.
 inline int64_t blocks_for(int64_t threads, int64_t most_per_multiprocessor = 16) {

@@ -111,7 +111,8 @@ std::vector<at::Tensor> classmix(at::TensorList a, at::TensorList b, const at::T
   const at::Tensor contiguous_label = label.contiguous(), table = classes.contiguous();
   const auto mask = [&](int64_t n, int64_t y) {
     const uint8_t* ids = contiguous_label.const_data_ptr<uint8_t>() + (n * height + y) * width;
-    const bool* chosen = table.const_data_ptr<bool>() + n * 256;
+    // Bools, whose bytes need not be 0 and 1.
+    const uint8_t* chosen = static_cast<const uint8_t*>(table.const_data_ptr()) + n * 256;
     std::vector<uint8_t> take_b(width);
     for (int64_t x = 0; x < width; ++x) take_b[x] = chosen[ids[x]];
     return take_b;

@@ -18,70 +18,141 @@ namespace {
 struct Entry {
   const void *a, *b;
   void* out;
-  int64_t channels;
+  unsigned channels;
   int element_bytes;
   bool packed;  // whole 16-byte packs in every row
 };
 
 struct Entries {
   Entry items[kMostEntries];
-  int64_t samples, height, width;
+  unsigned samples, height, width;
 };
 
-struct InBoxes {
-  const int64_t* boxes;  // [N, K, 4]
-  int64_t num_boxes;
+constexpr int kWarps = kThreads / kWarp;
 
-  // Bit i says whether pixel x + i of row y takes b.
-  template <int n>
-  __device__ unsigned mask(int64_t sample, int64_t y, int64_t x) const {
-    unsigned bits = 0;
-    for (int64_t k = 0; k < num_boxes; ++k) {
-      const int64_t* box = boxes + (sample * num_boxes + k) * 4;
-      const int64_t begin = min(max(box[0], x), x + n) - x, end = min(max(box[2], x), x + n) - x;
-      if (box[1] <= y && y < box[3] && begin < end) bits |= (1u << end) - (1u << begin);
+// A region says which pixels take b. A warp asks it row by row, through a view of its own; where it
+// asks, all lanes ask.
+
+struct InBoxes {
+  static constexpr int kSharedBytes = 0;
+  const int64_t* boxes;  // [N, K, 4]
+  int num_boxes, width;
+
+  struct Columns {
+    int begin, end;
+  };
+
+  struct View {
+    const InBoxes& all;
+    int64_t sample, y;
+    Columns first;  // of the lane's box among the first 32
+
+    __device__ explicit View(const InBoxes& all) : all(all) {}
+
+    __device__ Columns columns(int box) const {  // none where the box is not on the row
+      if (box >= all.num_boxes) return {0, 0};
+      const int64_t* corners = all.boxes + (sample * all.num_boxes + box) * 4;
+      if (y < corners[1] || y >= corners[3]) return {0, 0};
+      const int64_t width = all.width;
+      return {static_cast<int>(min(max(corners[0], int64_t{0}), width)),
+              static_cast<int>(min(max(corners[2], int64_t{0}), width))};
     }
-    return bits;
-  }
+
+    __device__ void go_to(unsigned sample, unsigned y) {
+      this->sample = sample;
+      this->y = y;
+      first = columns(threadIdx.x % kWarp);
+    }
+
+    // Bit i says whether pixel x + i takes b.
+    template <int n>
+    __device__ unsigned mask(int x, bool) const {
+      unsigned bits = 0;
+      for (int box = 0; box < all.num_boxes; box += kWarp) {
+        const Columns mine = box == 0 ? first : columns(box + threadIdx.x % kWarp);
+        unsigned left = __ballot_sync(kAllLanes, mine.begin < mine.end);
+        for (; left != 0; left &= left - 1) {
+          const int lane = __ffs(left) - 1;
+          const int begin = __shfl_sync(kAllLanes, mine.begin, lane) - x;
+          const int end = __shfl_sync(kAllLanes, mine.end, lane) - x;
+          bits |= (1u << min(max(end, 0), n)) - (1u << min(max(begin, 0), n));
+        }
+      }
+      return bits;
+    }
+  };
 };
 
 struct InClasses {
-  const uint8_t* label;  // [N, H, W]
-  const bool* classes;   // [N, 256]
-  int64_t height, width;
+  static constexpr int kSharedBytes = kWarps * 256;  // a table for each warp
+  const uint8_t* label;    // [N, H, W]
+  const uint8_t* classes;  // [N, 256]: bools, whose bytes need not be 0 and 1
+  unsigned height, width;
 
-  template <int n>
-  __device__ unsigned mask(int64_t sample, int64_t y, int64_t x) const {
-    const uint8_t* ids = label + (sample * height + y) * width + x;
-    unsigned bits = 0;
+  struct View {
+    const InClasses& all;
+    uint8_t* taken;  // 1 for a class that takes b
+    unsigned sample = ~0u;
+    const uint8_t* ids;
+
+    __device__ explicit View(const InClasses& all) : all(all) {
+      extern __shared__ uint8_t tables[];
+      taken = tables + threadIdx.x / kWarp * 256;
+    }
+
+    __device__ void go_to(unsigned sample, unsigned y) {
+      ids = all.label + (int64_t{sample} * all.height + y) * all.width;
+      if (sample == this->sample) return;
+      this->sample = sample;
+      const int first = threadIdx.x % kWarp * 8;
+      const auto chosen = *reinterpret_cast<const Pack<uint8_t, 8>*>(
+          all.classes + int64_t{sample} * 256 + first);
+      __syncwarp();  // the table of the sample before has been read
 #pragma unroll
-    for (int i = 0; i < n; ++i) bits |= unsigned{classes[sample * 256 + ids[i]]} << i;
-    return bits;
-  }
+      for (int i = 0; i < 8; ++i) taken[first + i] = chosen.values[i] != 0;
+      __syncwarp();
+    }
+
+    template <int n>
+    __device__ unsigned mask(int x, bool in_row) const {
+      if (!in_row) return 0;
+      const auto here = *reinterpret_cast<const Pack<uint8_t, n>*>(ids + x);
+      unsigned bits = 0;
+#pragma unroll
+      for (int i = 0; i < n; ++i) bits |= unsigned{taken[here.values[i]]} << i;
+      return bits;
+    }
+  };
 };
 
-// A warp takes a row, so that 64-bit divisions are paid once a row and not once a pack.
+// A warp takes a row, so that divisions are paid once a row and not once a pack.
 template <typename T, int n, typename Region>
 __device__ void mix_entry(const Entries& entries, const Entry& entry, const Region& region) {
   using Elements = Pack<T, n>;
-  constexpr int kWarps = kThreads / kWarp;
-  const int64_t packs_in_row = entries.width / n;
-  const int64_t rows = entries.samples * entry.channels * entries.height;
-  for (int64_t row = blockIdx.x * int64_t{kWarps} + threadIdx.x / kWarp; row < rows;
-       row += static_cast<int64_t>(gridDim.x) * kWarps) {
-    const int64_t sample = row / entries.height / entry.channels, y = row % entries.height;
-    for (int64_t pack = threadIdx.x % kWarp; pack < packs_in_row; pack += kWarp) {
-      const int64_t i = row * packs_in_row + pack;
-      const unsigned bits = region.template mask<n>(sample, y, pack * n);
-      Elements mixed = static_cast<const Elements*>(bits ? entry.b : entry.a)[i];
+  const int packs_in_row = static_cast<int>(entries.width / n);
+  const unsigned rows = entries.samples * entry.channels * entries.height;
+  typename Region::View view(region);
+  for (unsigned row = blockIdx.x * kWarps + threadIdx.x / kWarp; row < rows;
+       row += gridDim.x * kWarps) {
+    view.go_to(row / entries.height / entry.channels, row % entries.height);
+    const int64_t first = int64_t{row} * packs_in_row;
+    const Elements* __restrict__ a = static_cast<const Elements*>(entry.a) + first;
+    const Elements* __restrict__ b = static_cast<const Elements*>(entry.b) + first;
+    Elements* __restrict__ out = static_cast<Elements*>(entry.out) + first;
+#pragma unroll 2
+    for (int base = 0; base < packs_in_row; base += kWarp) {
+      const int pack = base + threadIdx.x % kWarp;
+      const unsigned bits = view.template mask<n>(pack * n, pack < packs_in_row);
+      if (pack >= packs_in_row) continue;
+      Elements mixed = (bits ? b : a)[pack];
       if (bits && bits != (1u << n) - 1) {
-        const Elements other = static_cast<const Elements*>(entry.a)[i];
+        const Elements other = a[pack];
 #pragma unroll
         for (int j = 0; j < n; ++j) {
           mixed.values[j] = bits >> j & 1 ? mixed.values[j] : other.values[j];
         }
       }
-      static_cast<Elements*>(entry.out)[i] = mixed;
+      out[pack] = mixed;
     }
   }
 }
@@ -110,7 +181,10 @@ __global__ void mix_kernel(const Entries entries, Region region) {
 template <typename Region>
 std::vector<at::Tensor> mix(at::TensorList a, at::TensorList b, const Region& region) {
   std::vector<at::Tensor> results, inputs;  // inputs: kept until the kernel is on the stream
-  Entries entries{{}, a[0].size(0), a[0].size(-2), a[0].size(-1)};
+  Entries entries{{},
+                  static_cast<unsigned>(a[0].size(0)),
+                  static_cast<unsigned>(a[0].size(-2)),
+                  static_cast<unsigned>(a[0].size(-1))};
   int64_t most_rows = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     const at::Tensor ours = packable(a[i]), theirs = packable(b[i]);
@@ -118,16 +192,20 @@ std::vector<at::Tensor> mix(at::TensorList a, at::TensorList b, const Region& re
     const int bytes = static_cast<int>(ours.element_size());
     const int64_t channels = ours.dim() == 4 ? ours.size(1) : 1;
     const bool packed = entries.width * bytes % 16 == 0;
-    entries.items[i] = {ours.const_data_ptr(), theirs.const_data_ptr(), out.mutable_data_ptr(),
-                        channels, bytes, packed};
-    most_rows = std::max(most_rows, entries.samples * channels * entries.height);
+    entries.items[i] = {ours.const_data_ptr(),  theirs.const_data_ptr(),
+                        out.mutable_data_ptr(), static_cast<unsigned>(channels),
+                        bytes,                  packed};
+    most_rows = std::max(most_rows, a[0].size(0) * channels * a[0].size(-2));
     inputs.insert(inputs.end(), {ours, theirs});
     results.push_back(out);
   }
-  if (most_rows == 0 || entries.width == 0) return results;
+  if (most_rows == 0 || a[0].size(-1) == 0) return results;
+  TORCH_CHECK(std::max(most_rows, a[0].size(-1)) < int64_t{1} << 30, "an entry has more than 2^30 rows",
+              " or columns: ", a[0].sizes());
   const dim3 grid(static_cast<unsigned>(blocks_for(most_rows * kWarp)),
                   static_cast<unsigned>(a.size()));
-  mix_kernel<<<grid, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(entries, region);
+  mix_kernel<<<grid, kThreads, Region::kSharedBytes, c10::cuda::getCurrentCUDAStream()>>>(
+      entries, region);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return results;
 }
@@ -136,16 +214,19 @@ std::vector<at::Tensor> cutmix(at::TensorList a, at::TensorList b, const at::Ten
   check_cutmix(a, b, boxes);
   const c10::cuda::CUDAGuard guard(a[0].device());
   const at::Tensor rows = boxes.contiguous();
-  return mix(a, b, InBoxes{rows.const_data_ptr<int64_t>(), rows.size(1)});
+  return mix(a, b, InBoxes{rows.const_data_ptr<int64_t>(), static_cast<int>(rows.size(1)),
+                           static_cast<int>(a[0].size(-1))});
 }
 
 std::vector<at::Tensor> classmix(at::TensorList a, at::TensorList b, const at::Tensor& label,
                                  const at::Tensor& classes) {
   check_classmix(a, b, label, classes);
   const c10::cuda::CUDAGuard guard(a[0].device());
-  const at::Tensor ids = label.contiguous(), table = classes.contiguous();
-  return mix(a, b, InClasses{ids.const_data_ptr<uint8_t>(), table.const_data_ptr<bool>(),
-                             ids.size(1), ids.size(2)});
+  const at::Tensor ids = packable(label), table = packable(classes);
+  return mix(a, b, InClasses{ids.const_data_ptr<uint8_t>(),
+                             static_cast<const uint8_t*>(table.const_data_ptr()),
+                             static_cast<unsigned>(ids.size(1)),
+                             static_cast<unsigned>(ids.size(2))});
 }
 
 }  // namespace

@@ -104,6 +104,18 @@ def test_classmix_by_hand(device):
 
 
 @on_each_device
+def test_classmix_with_bools_of_other_bytes(device):
+    label = torch.tensor([[[0, 3, 3, 3, 1]]], dtype=torch.uint8, device=device)
+    classes = torch.zeros(1, 256, dtype=torch.uint8, device=device)
+    classes[0, 3], classes[0, 1] = 2, 255
+    classes = classes.view(torch.bool)  # whose true values are not all 1
+    image = torch.zeros(1, 2, 1, 5, device=device)
+    mixed, same = kernels.classmix([label * 0, image], [label * 0 + 1, image + 1], label, classes)
+    assert mixed.tolist() == [[[0, 1, 1, 1, 1]]]
+    assert same.tolist() == [[[[0, 1, 1, 1, 1]]] * 2]
+
+
+@on_each_device
 @pytest.mark.parametrize(
     ("votes", "weights", "winner"),
     [
@@ -365,7 +377,7 @@ def mixes(draw):
 
 @on_each_device
 @checked
-@given(mixes(), st.integers(0, 4), SEEDS)
+@given(mixes(), st.integers(0, 4) | st.sampled_from([32, 33, 70]), SEEDS)
 def test_cutmix_property(device, entries, num_boxes, seed):
     a, b = ([tensor.to(device) for tensor in side] for side in entries[:2])
     boxes = random_ids((entries[2][0], num_boxes, 4), torch.int64, -10, 50, seed).to(device)
