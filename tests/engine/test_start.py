@@ -12,7 +12,7 @@ from engine import files
 from worlds import ROOT, free_port
 
 COMMANDS = ["train_da.py", "train_seg.py", "evaluate.py", "pseudo_label.py", "ensemble.py"]
-COMMANDS += ["-m tools.benchmark"]
+COMMANDS += ["-m tools.benchmark", "-m tools.compare"]
 # half a second each, or a compiler's: what --help has no use for
 SLOW = ("torch._dynamo", "torch._inductor", "torch.utils.cpp_extension", "torch.utils.tensorboard")
 
