@@ -8,12 +8,15 @@ from engine.errors import UserError
 from models.base import Network
 from models.compact import Compact
 from models.deeplabv2 import DeepLabV2
+from models.deeplabv3 import DeepLabV3
 from models.deeplabv3plus import DeepLabV3Plus
+from models.fcn import FCN
 from models.fpn import FPN
 from models.layers import choose
 from models.linknet import LinkNet
 from models.normalisation import NORMALISATIONS, normalise
 from models.pidnet import PIDNet
+from models.pspnet import PSPNet
 from models.transforms import (
     SyncBatchNorm2d,
     checkpoint_activations,
@@ -43,10 +46,13 @@ __all__ = [
 MODELS: dict[str, type[Network]] = {
     "compact": Compact,
     "deeplabv2": DeepLabV2,
+    "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
+    "fcn": FCN,
     "fpn": FPN,
     "linknet": LinkNet,
     "pidnet": PIDNet,
+    "pspnet": PSPNet,
     "unet": UNet,
     "unetplusplus": UNetPlusPlus,
 }

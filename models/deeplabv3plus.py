@@ -9,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from engine.words import Count, Share, Weight
-from models.base import Network, trainable
-from models.encoders import build_encoder, encoder_row
-from models.layers import conv_norm_relu, require_positive, upsample_to
+from models.base import trainable
+from models.deeplabv3 import ASPP as SeparableASPP
+from models.deeplabv3 import dilated_as, renamed, separable_norm_relu
+from models.encoded import EncodedNetwork
+from models.layers import choose, conv_norm_relu, require_positive, upsample_to
 
+HEADS = ("plain", "separable")
+# Names in the files of segmentation_models_pytorch -> those of the separable head here
+SMP = {"decoder.": "head.", "segmentation_head.0.": "head.classifier."}
 LIGHT_BELOW = 512  # channels of the deepest features that a full head is made for
 
 
@@ -79,6 +85,38 @@ class Head(nn.Module):
         return self.classifier(self.refine(x))
 
 
+class SeparableHead(nn.Module):
+    """The paper's head of separable convolutions, in the form of smp.
+
+    Its files hold `aspp.0` (the ASPP), `aspp.1` and `.2` (refined once), `block1` (the skip) and
+    `block2` (both refined). What is enlarged has its corners aligned.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        num_classes: int,
+        width: int,
+        dilations: Sequence[int],
+        norm: str,
+        dropout: float,
+    ):
+        super().__init__()
+        aspp = SeparableASPP(
+            channels[-1], width, dilations, separable=True, dropout=dropout, kind=norm
+        )
+        self.aspp = nn.Sequential(aspp, *separable_norm_relu(width, width, norm))
+        self.block1 = conv_norm_relu(channels[-4], 48, 1, norm)
+        self.block2 = separable_norm_relu(width + 48, width, norm)
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        skip = self.block1(features[-4])  # [N, 48, H/4, W/4]
+        x = self.aspp(features[-1])
+        x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
+        return self.classifier(self.block2(torch.cat([x, skip], dim=1)))
+
+
 class AuxiliaryHead(nn.Sequential):
     """Classify the encoder's third stage: one 3x3 convolution, then 1x1."""
 
@@ -87,7 +125,7 @@ class AuxiliaryHead(nn.Sequential):
         super().__init__(refine, nn.Conv2d(width, num_classes, 1))
 
 
-class DeepLabV3Plus(Network):
+class DeepLabV3Plus(EncodedNetwork):
     """DeepLabv3+: dilated encoder, ASPP with image pooling, decoder at stride 4.
 
     Args:
@@ -98,19 +136,23 @@ class DeepLabV3Plus(Network):
         dilations: of the ASPP's 3x3 branches; None for the head's: (6, 12, 18), twice that
             at stride 8, and (3, 6) for the light head.
         width: channels of ASPP and decoder; None for the head's: 256, light head 64.
-        norm: "group" or "batch" in the head. Group norm trains at batch size 1 and keeps the
-            statistics of the domains apart.
+        norm: "group" or "batch" in the head; None for "group", and "batch" in the separable head.
+            Group norm trains at batch size 1 and keeps the statistics of the domains apart.
         multi_level: add an auxiliary head on the encoder's third features: of stride 16, or 8 at
             output stride 8.
         head_lr_factor: learning rate of the heads over that of the encoder, in `param_groups`.
         dropout: share of the ASPP's output channels that a training step leaves out.
+        head: "plain", or "separable": the paper's separable convolutions in the form of smp, whose
+            files load; logits are resized with corners aligned, the encoder's stages are dilated
+            from their first convolution on, and dilations are (12, 24, 36), as there.
 
     Raises:
-        UserError: a value that does not exist.
+        UserError: a value that does not exist; when loading, smp's file for the plain head.
 
     Source: Chen et al., 2018, Encoder-Decoder with Atrous Separable Convolution, section 3.
-    Deviations: plain convolutions where it has separable ones, group norm by default, no
-    normalisation of the image pooling, no dropout by default; the light head is ours. The
+    Deviations of the plain head: plain convolutions where it has separable ones, group norm by
+    default, no normalisation of the image pooling, no dropout by default; the light one is ours.
+    The separable head: segmentation_models_pytorch 0.6.0 (decoders/deeplabv3/decoder.py). The
     auxiliary head is that of Zhao et al., 2017, Pyramid Scene Parsing Network, section 4, without
     its dropout.
     """
@@ -123,28 +165,34 @@ class DeepLabV3Plus(Network):
         output_stride: Annotated[int, "of the deepest features: 8, 16 or 32"] = 16,
         dilations: Annotated[tuple[int, ...] | None, "of the ASPP's branches"] = None,
         width: Annotated[Count | None, "channels of ASPP and decoder"] = None,
-        norm: Annotated[Literal["group", "batch"], "normalisation of the head"] = "group",
+        norm: Annotated[Literal["group", "batch"] | None, "normalisation of the head"] = None,
         multi_level: Annotated[bool, "an auxiliary head on the third features"] = False,
         head_lr_factor: Annotated[Weight, "learning rate of the heads over the encoder's"] = 3.0,
         dropout: Annotated[Share, "of the ASPP's channels, in training"] = 0.0,
+        head: Annotated[Literal["plain", "separable"], "ours, or the paper's as in smp"] = "plain",
     ):
-        super().__init__(encoder_row(encoder).normalisation)
-        encoder = build_encoder(encoder, output_stride)
-        light = encoder.channels[-1] < LIGHT_BELOW
+        choose("head of deeplabv3plus", head, HEADS)
+        separable = head == "separable"
+        super().__init__(encoder, output_stride, **dilated_as("smp" if separable else "", encoder))
+        light = self.channels[-1] < LIGHT_BELOW and not separable
         if dilations is None:
-            scale = 2 if output_stride == 8 else 1
+            scale = 2 if output_stride == 8 or separable else 1
             dilations = [scale * dilation for dilation in ((3, 6) if light else (6, 12, 18))]
+        dilations = require_positive("dilations", dilations)
         if width is None:
             width = 64 if light else 256
-        dilations = require_positive("dilations", dilations)
+        norm = norm or ("batch" if separable else "group")
         require_positive("width", [width])
         self.head_lr_factor = head_lr_factor
-        self.encoder = encoder
-        self.head = Head(encoder.channels, num_classes, width, dilations, norm, light, dropout)
+        if separable:
+            self.align_corners = True
+            self.head = SeparableHead(self.channels, num_classes, width, dilations, norm, dropout)
+        else:
+            self.head = Head(self.channels, num_classes, width, dilations, norm, light, dropout)
         self.aux_head = None
         if multi_level:
             self.heads = ("out", "aux")
-            self.aux_head = AuxiliaryHead(encoder.channels[-2], num_classes, width, norm)
+            self.aux_head = AuxiliaryHead(self.channels[-2], num_classes, width, norm)
 
     def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
         """Predict logits at a quarter of the size.
@@ -172,11 +220,10 @@ class DeepLabV3Plus(Network):
         ]
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
-        """Bring a classification network, or torchvision's DeepLabv3, to the encoder.
+        """Bring a classification network, smp's DeepLabv3+, or torchvision's DeepLabv3 to this one.
 
         Args:
-            state: weights by name, of the encoder's published file, of torchvision's DeepLabv3, or
-                of this class.
+            state: weights by name; of torchvision's DeepLabv3 the encoder is taken.
 
         Returns:
             The weights renamed, and those left out by name, with the reason.
@@ -185,9 +232,13 @@ class DeepLabV3Plus(Network):
         if any(name.startswith("backbone.") for name in state):
             head = [name for name in state if not name.startswith("backbone.")]
             skipped = dict.fromkeys(head, "head of another design")
-            state = {n.removeprefix("backbone."): t for n, t in state.items() if n not in skipped}
-        own, converted = self.state_dict(), {}
-        for name, tensor in self.encoder.convert_weights(state).items():
-            encoder_name = f"encoder.{name}"
-            converted[encoder_name if encoder_name in own else name] = tensor
-        return converted, skipped
+            state = {n: t for n, t in state.items() if n not in skipped}
+        if "decoder.block1.0.weight" in state:
+            if self.arch["head"] != "separable":
+                raise UserError(
+                    "these weights are of segmentation_models_pytorch, and give its output with "
+                    "--model deeplabv3plus head=separable alone"
+                )
+            state = renamed(state, SMP)
+        state, unwanted = super().convert_weights(state)
+        return state, skipped | unwanted

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
+import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
 from models.base import Network, trainable
-from models.encoders import build_encoder, encoder_row
+from models.encoders import Encoder, build_encoder, encoder_row
+
+PREFIXES = ("encoder.", "backbone.")  # what the files of whole networks put before the encoder
 
 
 class EncodedNetwork(Network):
@@ -63,7 +68,7 @@ class EncodedNetwork(Network):
         ]
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
-        """Bring the encoder's published names to this network's, behind `encoder.` or not.
+        """Bring the encoder's published names to this network's, behind a prefix or not.
 
         Args:
             state: weights by name: of a classification network, or of a whole one.
@@ -71,19 +76,17 @@ class EncodedNetwork(Network):
         Returns:
             The weights renamed, and those left out by name, with the reason.
         """
-        prefix = "encoder."
-        whole = any(name.startswith(prefix) for name in state)
-        inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        before = next((p for p in PREFIXES if any(n.startswith(p) for n in state)), "")
+        inside = {n.removeprefix(before): t for n, t in state.items() if n.startswith(before)}
         own, converted, skipped = self.state_dict(), {}, {}
-        for name, tensor in self.encoder.convert_weights(inside if whole else state).items():
-            known = whole or prefix + name in own
-            if prefix + name not in own and name.startswith(self.encoder.classifier):
-                skipped[prefix + name if whole else name] = "of the classifier of images"
+        for name, tensor in self.encoder.convert_weights(inside).items():
+            known = f"encoder.{name}" in own
+            if not known and name.startswith(self.encoder.classifier):
+                skipped[before + name] = "of the classifier of images"
             else:
-                converted[prefix + name if known else name] = tensor
-        if whole:
-            converted |= {n: t for n, t in state.items() if not n.startswith(prefix)}
-        return converted, skipped
+                converted[f"encoder.{name}" if before or known else name] = tensor
+        rest = {n: t for n, t in state.items() if not n.startswith(before)}
+        return converted | rest, skipped
 
 
 def initialise(decoder: nn.Module, head: nn.Module) -> None:
@@ -97,3 +100,16 @@ def initialise(decoder: nn.Module, head: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def freeze_unreached(encoder: Encoder, count: int) -> None:
+    """Train only what an encoder's first `count` maps depend on: processes wait for gradients."""
+    parameters = trainable(encoder)
+    training = encoder.training
+    device = parameters[0].device
+    maps = list(islice(encoder.eval().maps(torch.zeros(1, 3, 64, 64, device=device)), count))
+    total = sum(one.sum() for one in maps)
+    reached = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, reached, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    encoder.train(training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -72,6 +72,8 @@ def dilated_stages(output_stride: int, dilate_first: bool = False) -> tuple[Stag
 class Encoder(nn.Module):
     """A classification network without its classifier.
 
+    A family defines `features`, or `maps` if it can stop before the deepest one.
+
     Attributes:
         channels: of each map that `features` returns.
         strides: of each, of the image's pixels: 2 (where the family has a map of that size), then
@@ -91,7 +93,11 @@ class Encoder(nn.Module):
         Args:
             images: float [N,3,H,W], normalised.
         """
-        raise NotImplementedError
+        return list(self.maps(images))
+
+    def maps(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield what `features` returns, each map when it is computed."""
+        yield from self.features(images)
 
     @staticmethod
     def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -126,22 +127,21 @@ class EfficientNetLite(Encoder):
                 fan_out = module.kernel_size[0] ** 2 * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the stem's output and the last ones of strides 4, 8, 16 and `output_stride`.
+    def maps(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the stem's output and the last ones of strides 4, 8, 16 and `output_stride`.
 
         Args:
             images: float [N,3,H,W], normalised.
 
-        Returns:
+        Yields:
             Five tensors of `self.channels` channels and ceil(size / stride) pixels.
         """
         x = F.relu6(self.bn0(in_float32(self.conv_stem, images)), inplace=True)  # 1/2
-        outputs = [x]
+        yield x
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.taps:
-                outputs.append(x)
-        return outputs
+                yield x
 
     @staticmethod
     def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import partial
 
 import torch.nn.functional as F
@@ -162,23 +163,22 @@ class ResNet(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs of the stem, before its pooling, and of layer1 to layer4.
+    def maps(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the outputs of the stem, before its pooling, and of layer1 to layer4.
 
         Args:
             images: float [N,3,H,W], normalised.
 
-        Returns:
+        Yields:
             Five tensors of `self.channels` channels; the first has stride 2, the last
             `output_stride`.
         """
         x = self.stem(images)  # 1/2
-        outputs = [x]
+        yield x
         x = self.maxpool(x)  # 1/4
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
-            outputs.append(x)
-        return outputs
+            yield x
 
     def stem(self, images: Tensor) -> Tensor:
         """Return float [N,64,ceil(H/2),ceil(W/2)]."""

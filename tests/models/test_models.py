@@ -20,13 +20,19 @@ SMALL = {
     "compact": {"norm": "batch", "width": 16},
     "deeplabv2": {"backbone": "resnet50", "multi_level": True},
     "deeplabv3plus": {"backbone": "efficientnet_lite0"},
+    "deeplabv3": {"encoder": "resnet18", "width": 16, "multi_level": True},
+    "fcn": {"encoder": "resnet18", "multi_level": True},
     "fpn": {"encoder": "resnet18", "pyramid_channels": 8, "width": 32},
     "linknet": {"encoder": "resnet18"},
     "pidnet": {"multi_level": True, "width": 8},
+    "pspnet": {"encoder": "resnet18", "width": 16, "multi_level": True},
     "unet": {"encoder": "resnet18", "decoder_channels": NARROW, "attention": "scse"},
     "unetplusplus": {"encoder": "resnet18", "decoder_channels": NARROW},
 }
-STRIDES = {"compact": 2, "deeplabv2": 8, "deeplabv3plus": 4, "fpn": 4, "pidnet": 8}  # others: 1
+STRIDES = {
+    **{"deeplabv2": 8, "deeplabv3": 8, "fcn": 8, "pidnet": 8, "pspnet": 8},
+    **{"compact": 2, "deeplabv3plus": 4, "fpn": 4},  # others: 1
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -137,7 +143,7 @@ def test_golden_numbers(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build_model("unet3", 2), "compact, deeplabv2, deeplabv3plus, fpn, linknet"),
+        (lambda: build_model("unet3", 2), "compact, deeplabv2, deeplabv3, deeplabv3plus, fcn"),
         (lambda: build_model("deeplabv2", 2, width=3), "encoder, multi_level"),
         (lambda: build_model("deeplabv2", 2, backbone="vgg16"), "resnet50, resnet101"),
         (lambda: build_model("deeplabv2", 2, backbone="resnet18"), "resnet50, resnet101"),

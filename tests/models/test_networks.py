@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import MODELS, build_model, load_weights
+from engine.errors import UserError
+from models import build_model, deeplabv3, deeplabv3plus, fold_batchnorm, load_weights
 from test_models import SMALL
 from training.losses import PixelLoss
 
@@ -18,10 +19,20 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_one_image_of_97x131_trains_and_its_file_predicts_the_same(name: str, tmp_path: Path):
+# beside the smallest of each name: other heads, other details
+OTHERS = {
+    "deeplabv3plus separable": {"encoder": "resnet18", "head": "separable", "width": 16},
+    "deeplabv3 smp": {"encoder": "resnet18", "style": "smp", "width": 16},
+    "pspnet paper": {"encoder": "resnet18", "depth": 5, "output_stride": 8, "width": 16},
+}
+ALL = SMALL | OTHERS
+
+
+@pytest.mark.parametrize("which", ALL)
+def test_one_image_of_97x131_trains_and_its_file_predicts_the_same(which: str, tmp_path: Path):
     torch.manual_seed(0)
-    network = build_model(name, 5, **SMALL[name])
+    name = which.split()[0]
+    network = build_model(name, 5, **ALL[which])
     pixel_loss = PixelLoss([(1.0, "ce", {})], align_corners=network.align_corners)
     images = torch.randn(1, 3, 97, 131)
     label = torch.randint(0, 5, (1, 97, 131)).byte()
@@ -33,12 +44,57 @@ def test_one_image_of_97x131_trains_and_its_file_predicts_the_same(name: str, tm
             assert parameter.grad.isfinite().all(), parameter_name
 
     torch.save(network.state_dict(), tmp_path / "a.pth")
-    again = build_model(name, 5, **SMALL[name])
+    again = build_model(name, 5, **ALL[which])
     assert load_weights(again, tmp_path / "a.pth", strict=True).missing == []
     with torch.no_grad():
         expected = network.eval()(images, aux=False)["out"]
         assert torch.equal(again.eval()(images, aux=False)["out"], expected)
         with torch.autocast("cpu", torch.bfloat16):
             rounded = network(images, aux=False)["out"]
+        folded = fold_batchnorm(network)(images, aux=False)["out"]
+    assert (folded - expected).abs().max() < 1e-4 * expected.abs().max()
     assert network.resize(expected, (97, 131)).shape == (1, 5, 97, 131)
     assert (rounded.float() - expected).norm() < 0.1 * expected.norm()
+
+
+def test_what_a_file_is_of_is_said(tmp_path: Path):
+    """A file of smp in a network that would give another output is refused, with the cure."""
+    for name, option in (("deeplabv3plus", "head=separable"), ("deeplabv3", "style=smp")):
+        key, value = option.split("=")
+        right = build_model(name, 3, encoder="resnet18", **{key: value})
+        own = right.state_dict()
+        layout = {"deeplabv3": deeplabv3.SMP, "deeplabv3plus": deeplabv3plus.SMP}[name]
+        backwards = {ours: theirs for theirs, ours in reversed(layout.items())}
+        torch.save(deeplabv3.renamed(own, backwards), tmp_path / "smp.pth")
+        assert load_weights(right, tmp_path / "smp.pth", strict=True).missing == []
+        with pytest.raises(UserError, match=f"{name} {option}"):
+            load_weights(build_model(name, 3, encoder="resnet18"), tmp_path / "smp.pth")
+
+
+def test_pspnet_trains_what_it_looks_at_alone():
+    network = build_model("pspnet", 2, encoder="resnet18", width=8)
+    stages = {n.split(".")[0] for n, p in network.encoder.named_parameters() if p.requires_grad}
+    assert stages == {"conv1", "bn1", "layer1", "layer2"}
+    ran = []
+    network.encoder.layer3.register_forward_hook(lambda *_: ran.append(1))
+    network(torch.zeros(2, 3, 33, 33))
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("unet", {"attention": "cbam"}, "none, scse"),
+        ("unet", {"decoder_channels": (64, 32)}, "must be 5 whole numbers"),
+        ("unetplusplus", {"decoder_channels": (64, 32, 16, 8, 0)}, "whole numbers from 1"),
+        ("fpn", {"width": 48}, "a multiple of 32"),
+        ("pspnet", {"depth": 2}, "3, 4, 5"),
+        ("deeplabv3", {"style": "caffe"}, "torchvision, smp"),
+        ("deeplabv3plus", {"head": "light"}, "plain, separable"),
+        ("linknet", {"encoder": "resnet"}, "resnet18"),
+        ("fcn", {"output_stride": 4}, "8, 16, 32"),
+    ],
+)
+def test_wrong_options(name: str, options: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        build_model(name, 2, **options)

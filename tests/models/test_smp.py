@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from golden import Golden, check
+from models import deeplabv3, deeplabv3plus
+from models.deeplabv3 import renamed
 
 # segmentation_models_pytorch 0.6.0, 19 classes, ResNet-34
 SMP = {
@@ -38,6 +40,32 @@ SMP = {
         "626439682f1092ea",
         (-0.119971, 2.56794, 3.54681, 3.10373, 3.5943),
         resized=True,
+    ),
+    "pspnet": Golden(
+        ("pspnet", {}),
+        21_520_947,
+        "a9788429ace3dda7",
+        (9.26277, 21.5281, 17.5188, 29.0728, 3.99318),
+        resized=True,
+    ),
+    "deeplabv3": Golden(
+        ("deeplabv3", {"encoder": "resnet34", "style": "smp"}),
+        26_011_731,
+        "ba81ff8adbb74b13",
+        (66.2384, 300.002, -155.564, 557.192, -67.4831),
+        size=(96, 96),
+        resized=True,
+        rename=lambda shapes: renamed(shapes, {v: k for k, v in deeplabv3.SMP.items()}),
+    ),
+    "deeplabv3plus": Golden(
+        ("deeplabv3plus", {"encoder": "resnet34", "head": "separable"}),
+        22_442_083,
+        "28ec92e9a2733947",
+        (49.9588, 217.045, -159.475, 63.2445, 142.866),
+        resized=True,
+        rename=lambda shapes: renamed(
+            shapes, {v: k for k, v in reversed(deeplabv3plus.SMP.items())}
+        ),
     ),
 }
 
