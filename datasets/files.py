@@ -4,6 +4,7 @@ One gate: a file's header decides. What it says is applied (orientation, palette
 refused by name (bits, bands, pages, transparency); nothing is dropped without a word.
 """
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -301,7 +302,8 @@ def write_label_png(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path, sync=False) as file:
-            image.save(file, format="PNG", pnginfo=about)
+            # of runs of equal ids: twice as fast as the default, and smaller
+            image.save(file, format="PNG", pnginfo=about, compress_type=zlib.Z_RLE)
     except OSError as error:
         raise UserError(f"{path}: cannot write this label: {error.strerror or error}") from error
 

@@ -9,7 +9,7 @@ from engine.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device `name` means: auto, cpu, cuda or cuda:N.
+    """Return the device `name` means: auto (cuda, else cpu), cpu, cuda, cuda:N or mps.
 
     Of several processes on a node, each takes the GPU of its own number for auto and cuda.
     """
@@ -21,8 +21,12 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device is auto, cpu, cuda or cuda:N, not {name!r}")
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device is auto, cpu, cuda, cuda:N or mps, not {name!r}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: this machine has no GPU of Apple's, or torch knows none")
+    if device.type == "mps" and processes.world_size() > 1:
+        raise UserError(f"--device {name}: several processes cannot share it; start one")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs")
     return device
@@ -36,6 +40,8 @@ def pick_precision(name: str, device: torch.device) -> str:
     """
     if name != "auto":
         return name
+    if device.type == "mps":
+        return "fp32"  # nobody has measured the other there
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

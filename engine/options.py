@@ -70,7 +70,7 @@ def add_device(parser: Parser) -> None:
     """Add where and in which precision the network runs, and the loader's settings."""
     group = parser.add_argument_group("device and loading")
     flag = group.add_argument
-    flag("--device", default="auto", help="auto, cpu, cuda or cuda:N").free = True
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps").free = True
     flag(
         "--precision", choices=["auto", "bf16", "fp32"], default="auto", help="default %(default)s"
     )

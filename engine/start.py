@@ -1,5 +1,7 @@
 """How every script begins and ends: parse, join other processes, run, one line for a mistake."""
 
+import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -118,10 +120,19 @@ def _fail(line: str, at_once: bool = False) -> NoReturn:
     line = printable(line)
     shown = f"error: {line} (process {processes.rank()})" if several else f"error: {line}"
     print(shown, file=sys.stderr, flush=True)
+    _tell_launcher(shown)
     if not (several or at_once):
         sys.exit(2)
     sys.stdout.flush()
     os._exit(2)
+
+
+def _tell_launcher(line: str) -> None:
+    """Let torchrun say the line too, at the end of the forty lines that it prints of a failure."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": line, "timestamp": int(time.time())}, file)
 
 
 def printable(text: str) -> str:

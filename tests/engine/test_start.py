@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed.elastic.multiprocessing.errors
 
 from engine import files
 from worlds import ROOT, free_port
@@ -141,3 +142,15 @@ def test_waiting_for_other_processes_is_said_and_bounded(rank: str, port: str, l
     assert done.returncode == 2
     assert line.format(**ports) in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_torchrun_ends_with_our_line(tmp_path: Path):
+    """Its launcher prints forty lines of its own after it, the last of which say it again."""
+    path = tmp_path / "error.json"
+    environment = {**os.environ, "TORCHELASTIC_ERROR_FILE": str(path)}
+    words = [sys.executable, "evaluate.py", "--restore-from", "nowhere.pth"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    failure = torch.distributed.elastic.multiprocessing.errors.ProcessFailure(0, 1, 2, str(path))
+    assert failure.message == done.stderr.rstrip("\n")
+    assert failure.timestamp > 0
