@@ -10,9 +10,13 @@ struct Position {  // see source_positions in reference.py
   float low_weight, high_weight;
 };
 
-__device__ Position find_position(int64_t out, float scale, int64_t in_size, bool align_corners) {
+__device__ float exact_position(int64_t out, float scale, bool align_corners) {
   const float at = static_cast<float>(out);
-  const float exact = align_corners ? at * scale : fmaxf((at + 0.5f) * scale - 0.5f, 0.0f);
+  return align_corners ? at * scale : fmaxf((at + 0.5f) * scale - 0.5f, 0.0f);
+}
+
+__device__ Position find_position(int64_t out, float scale, int64_t in_size, bool align_corners) {
+  const float exact = exact_position(out, scale, align_corners);
   const int64_t low = min(static_cast<int64_t>(exact), in_size - 1);
   const float weight = exact - static_cast<float>(low);
   return {low, min(low + 1, in_size - 1), 1.0f - weight, weight};

@@ -95,9 +95,9 @@ def test_a_write_past_the_end_is_noticed_by_sanitizers():
     done = run_sanitized(
         "-c",
         "import torch, kernels, emulate, test_emulator as t;"
-        "fault = ('if (x >= source.width) continue;', '');"
+        "fault = ('if (number >= stretches_x) continue;', '');"
         "emulate.serve([emulate.Unit('segshift_faulty', t.UPSAMPLE, fault)]);"
-        "torch.ops.segshift_faulty.argmax_upsample(torch.rand(1, 2, 2, 2), [4, 4], False, False)",
+        "torch.ops.segshift_faulty.argmax_upsample(torch.rand(1, 2, 2, 2), [3, 3], False, False)",
     )
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
