@@ -131,7 +131,13 @@ def upsample_to(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def conv2d_same(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, dilation: int, groups: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    dilation: int,
+    groups: int,
+    before: int | None = None,
 ) -> Tensor:
     """Convolve with TensorFlow's "same" padding: ceil(size / stride) outputs, the odd pixel after.
 
@@ -139,6 +145,7 @@ def conv2d_same(
         x: float [N,C,H,W].
         weight: float [D,C/groups,k,k]; bias: float [D] or None.
         stride, dilation, groups: of the convolution.
+        before: pixels of the padding that stand before the first; None for half of it.
 
     Source: tensorflow.org/api_docs/python/tf/nn, "Notes on padding".
     """
@@ -146,18 +153,22 @@ def conv2d_same(
     total_h, total_w = (
         max((-(-size // stride) - 1) * stride + reach + 1 - size, 0) for size in x.shape[-2:]
     )
-    top, left = total_h // 2, total_w // 2
-    if total_h % 2 or total_w % 2:
-        x = F.pad(x, (left, total_w - left, top, total_h - top))
+    top, left = (total // 2 if before is None else before for total in (total_h, total_w))
+    if total_h != 2 * top or total_w != 2 * left:
+        x = F.pad(x, (left, max(total_w - left, 0), top, max(total_h - top, 0)))
         top = left = 0
     return F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's "same" padding; see `conv2d_same`."""
+    """Convolution with TensorFlow's "same" padding; see `conv2d_same`, also for `before`."""
+
+    before: int | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv2d_same(x, self.weight, self.bias, self.stride[0], self.dilation[0], self.groups)
+        stride, dilation = self.stride[0], self.dilation[0]
+        before = self.before if stride > 1 else None
+        return conv2d_same(x, self.weight, self.bias, stride, dilation, self.groups, before)
 
 
 class DepthwiseConv2d(SameConv2d):
@@ -174,7 +185,7 @@ class DepthwiseConv2d(SameConv2d):
         kernel_size: odd side of the kernel, in pixels.
         stride, dilation: of the convolution.
         bias: whether a number is added to each channel.
-        symmetric: whether a strided one pads both sides alike, as PyTorch does, and not "same".
+        before: see `conv2d_same`, of a strided one.
     """
 
     def __init__(
@@ -185,22 +196,19 @@ class DepthwiseConv2d(SameConv2d):
         dilation: int = 1,
         *,
         bias: bool = False,
-        symmetric: bool = False,
+        before: int | None = None,
     ):
         super().__init__(
             channels, channels, kernel_size, stride, 0, dilation, groups=channels, bias=bias
         )
-        self.symmetric = symmetric
+        self.before = before
 
     def forward(self, x: Tensor) -> Tensor:
         return in_float32(self._convolve, x)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        dilation, stride = self.dilation[0], self.stride
-        if self.symmetric and stride[0] > 1:
-            padding = dilation * (self.kernel_size[0] // 2)
-            return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
-        if dilation == 1 or stride[0] > 1 or not (x.is_cpu and torch.is_grad_enabled()):
+        dilation = self.dilation[0]
+        if dilation == 1 or self.stride[0] > 1 or not (x.is_cpu and torch.is_grad_enabled()):
             return super().forward(x)
         grids = _split_grids(x, dilation)
         grids = conv2d_same(grids, self.weight, self.bias, 1, 1, self.groups)

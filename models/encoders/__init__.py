@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from engine.errors import UserError
-from models.encoders import densenet, efficientnet_lite, mobilenet, resnet, vgg
+from models.encoders import densenet, efficientnet, mobilenet, resnet, vgg
 from models.encoders.base import Encoder, Row
 from models.layers import choose
 
 __all__ = ["ENCODERS", "Encoder", "Row", "build_encoder", "encoder_row"]
 
-FAMILIES = (resnet, vgg, mobilenet, efficientnet_lite, densenet)
+FAMILIES = (resnet, vgg, mobilenet, efficientnet, densenet)
 ENCODERS: dict[str, Row] = {name: row for f in FAMILIES for name, row in f.ENCODERS.items()}
 
 
@@ -29,13 +29,13 @@ def build_encoder(name: str, output_stride: int, **how: object) -> Encoder:
     Args:
         name: of ENCODERS.
         output_stride: of its deepest features; what is not strided is dilated.
-        **how: further arguments of its class.
+        **how: further arguments of its class, or other ones than the row's.
 
     Raises:
         UserError: a name or stride that does not exist.
     """
     row = encoder_row(name)
     try:
-        return row.build(**row.arguments, output_stride=output_stride, **how)
+        return row.build(**{**row.arguments, "output_stride": output_stride, **how})
     except UserError as error:
         raise UserError(f"encoder {name}: {error}") from None

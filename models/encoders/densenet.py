@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class DenseLayer(Block):
 
 
 class Transition(nn.Module):
-    """Normalise (a map of its own), then halve channels and size; see `DenseNet.features`."""
+    """Normalise (a map of its own), then halve channels and size; see `DenseNet.maps`."""
 
     def __init__(self, inplanes: int, pool: PairPool):
         super().__init__()
@@ -105,27 +106,28 @@ class DenseNet(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the stem's output, what the transitions normalise, and the last norm's output.
+    def maps(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the stem's output, what the transitions normalise, and the last norm's output.
 
         Args:
             images: float [N,3,H,W], normalised.
 
-        Returns:
+        Yields:
             Five tensors of `self.channels` channels and ceil(size / stride) pixels; all but the
             last are after a ReLU.
         """
         body = self.body
         x = F.relu(body.norm0(in_float32(body.conv0, images)), inplace=True)
-        outputs = [x]
+        yield x
         x = body.pool0(x)
         for name, layer in list(body.named_children())[4:]:
             if name.startswith("transition"):
-                outputs.append(F.relu(layer.norm(x), inplace=True))
-                x = layer.pool(layer.conv(outputs[-1]))
+                x = F.relu(layer.norm(x), inplace=True)
+                yield x
+                x = layer.pool(layer.conv(x))
             else:
                 x = layer(x)
-        return [*outputs, x]
+        yield x
 
     @staticmethod
     def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class InvertedResidual(Block):
         self.conv = nn.Sequential()
         if expansion != 1:
             self.conv.append(conv_norm(nn.Conv2d(inplanes, hidden, 1, bias=False)))
-        self.conv.append(conv_norm(DepthwiseConv2d(hidden, 3, stride, dilation, symmetric=True)))
+        self.conv.append(conv_norm(DepthwiseConv2d(hidden, 3, stride, dilation, before=1)))
         self.conv.append(nn.Conv2d(hidden, planes, 1, bias=False))
         self.conv.append(nn.BatchNorm2d(planes))
 
@@ -87,13 +88,13 @@ class MobileNetV2(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the last outputs of each stride.
+    def maps(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the last outputs of each stride.
 
         Args:
             images: float [N,3,H,W], normalised.
 
-        Returns:
+        Yields:
             Five tensors of `self.channels` channels and ceil(size / stride) pixels.
         """
         stem, *blocks = self.body
@@ -101,12 +102,10 @@ class MobileNetV2(Encoder):
         x = in_float32(conv, images)
         for layer in others:
             x = layer(x)
-        outputs = []
         for i, block in enumerate(blocks, 1):
             x = block(x)
             if i in self.taps:
-                outputs.append(x)
-        return outputs
+                yield x
 
     @staticmethod
     def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
 
 from models.encoders.base import Encoder, Row, dilated_stages, move
@@ -64,23 +66,22 @@ class VGG(Encoder):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the inputs of the last four poolings, and the output of the last.
+    def maps(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the inputs of the last four poolings, and the output of the last.
 
         Args:
             images: float [N,3,H,W], normalised.
 
-        Returns:
+        Yields:
             Five tensors of `self.channels` channels and ceil(size / stride) pixels.
         """
         first, *others = self.body
         x = in_float32(first, images)
-        outputs = []
         for layer in others:
-            if isinstance(layer, PairPool):
-                outputs.append(x)
+            if isinstance(layer, PairPool) and x.shape[1] > CHANNELS[0]:
+                yield x
             x = layer(x)
-        return [*outputs[1:], x]
+        yield x
 
     @staticmethod
     def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

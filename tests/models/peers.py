@@ -49,9 +49,9 @@ def randomise(network: nn.Module) -> nn.Module:
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         kind = name.rpartition(".")[2]
         if kind == "running_var":
-            tensor.data.uniform_(0.5, 1.5)
+            tensor.data.uniform_(0.75, 1.25)
         elif tensor.ndim == 1 and tensor.is_floating_point():
-            tensor.data.normal_(float(kind in ("weight", "gamma")), 0.2)
+            tensor.data.normal_(float(kind in ("weight", "gamma")), 0.1)
         elif tensor.ndim >= 2 and tensor.is_floating_point() and not tensor.any():
             tensor.data.normal_(0, 0.2)
     return network.eval()

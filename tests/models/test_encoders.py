@@ -1,5 +1,7 @@
 """Encoders: their published numbers of parameters and outputs, every row, every output stride."""
 
+import re
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from models.encoders import ENCODERS, build_encoder
 from published import pattern
 
 # Trainable numbers without the classifier's: torchvision 0.28.0's, but se_resnext
-# (segmentation_models_pytorch 0.6.0) and efficientnet_lite (timm 1.0.31)
+# (segmentation_models_pytorch 0.6.0) and efficientnet (timm 1.0.31)
 PARAMETERS = {
     "resnet18": 11_689_512 - 513_000,
     "resnet34": 21_797_672 - 513_000,
@@ -30,11 +32,32 @@ PARAMETERS = {
     "vgg19": 20_024_384,
     "vgg19_bn": 20_035_392,
     "mobilenet_v2": 3_504_872 - 1_281_000,
+    "efficientnet_b0": 3_595_388,
+    "efficientnet_b1": 6_101_024,
+    "efficientnet_b2": 7_202_562,
+    "efficientnet_b3": 10_103_336,
+    "efficientnet_b4": 16_742_216,
+    "efficientnet_b5": 27_288_112,
+    "efficientnet_b6": 39_403_992,
+    "efficientnet_b7": 62_143_440,
     "efficientnet_lite0": 2_958_848,
     "efficientnet_lite1": 3_723_520,
     "efficientnet_lite2": 4_357_952,
     "efficientnet_lite3": 6_422_016,
     "efficientnet_lite4": 11_149_568,
+    "timm_efficientnet_b0": 3_595_388,
+    "timm_efficientnet_b1": 6_101_024,
+    "timm_efficientnet_b2": 7_202_562,
+    "timm_efficientnet_b3": 10_103_336,
+    "timm_efficientnet_b4": 16_742_216,
+    "timm_efficientnet_b5": 27_288_112,
+    "timm_efficientnet_b6": 39_403_992,
+    "timm_efficientnet_b7": 62_143_440,
+    "timm_efficientnet_lite0": 2_958_848,
+    "timm_efficientnet_lite1": 3_723_520,
+    "timm_efficientnet_lite2": 4_357_952,
+    "timm_efficientnet_lite3": 6_422_016,
+    "timm_efficientnet_lite4": 11_149_568,
     "densenet121": 7_978_856 - 1_025_000,
     "densenet161": 28_681_000 - 2_209_000,
     "densenet169": 14_149_480 - 1_665_000,
@@ -50,6 +73,8 @@ GOLDEN = {
     "vgg11": (1.40189, 1.50972, 0.600411, 0.0, 2.64489),
     "vgg11_bn": (1.60005, 1.67475, 5.10806, 1.46496, 0.539738),
     "mobilenet_v2": (1.32599, 1.87646, 0.0, 0.0, 0.0),
+    "efficientnet_b0": (0.0114844, 0.0939454, 0.041771, 0.0477866, 0.162639),
+    "timm_efficientnet_b0": (-0.00347723, 0.102666, 0.0754534, -0.0577408, -0.113929),
     "densenet121": (-0.0407599, 1.11986, 1.4254, -0.383583, 0.0761692),
 }
 # One of each class, and of each way to build it
@@ -60,7 +85,9 @@ FAMILIES = (
     "vgg11",
     "vgg11_bn",
     "mobilenet_v2",
+    "efficientnet_b0",
     "efficientnet_lite0",
+    "timm_efficientnet_b0",
     "densenet121",
 )
 
@@ -69,9 +96,36 @@ def count(network: torch.nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def published(key: str) -> str:
+TIMM_LAYERS = {
+    "expand_conv": "conv_pw",
+    "bn0": "bn1",
+    "depthwise_conv": "conv_dw",
+    "bn1": "bn2",
+    "se_reduce": "se.conv_reduce",
+    "se_expand": "se.conv_expand",
+    "project_conv": "conv_pwl",
+    "bn2": "bn3",
+}
+
+
+def published(name: str, key: str) -> str:
     """Return the name in published files of a tensor of ours."""
-    return "features." + key.removeprefix("body.") if key.startswith("body.") else key
+    if key.startswith("body."):
+        return "features." + key.removeprefix("body.")
+    if name.startswith("efficientnet_b"):
+        return "_" + re.sub(r"(blocks\.\d+)\.", r"\1._", key)
+    if name == "timm_efficientnet_b0" and key.startswith("blocks."):
+        _, block, layer, kind = key.split(".")
+        stages = [
+            f"{stage}.{i}"
+            for stage, count in enumerate((1, 2, 2, 3, 3, 4, 1))
+            for i in range(count)
+        ]
+        layer = TIMM_LAYERS[layer]
+        if block == "0":  # expands nothing, so the names move up
+            layer = {"conv_pwl": "conv_pw", "bn2": "bn1", "bn3": "bn2"}.get(layer, layer)
+        return f"blocks.{stages[int(block)]}.{layer}.{kind}"
+    return key.replace("bn0.", "bn1.") if name.startswith("timm_") else key
 
 
 def strides_of(name: str) -> tuple[int, ...]:
@@ -100,7 +154,7 @@ def test_parameters_and_shapes(name: str):
 def test_golden(name: str):
     mean, std, *values = GOLDEN[name]
     encoder = build_encoder(name, 32).eval()
-    shapes = [(published(key), value.shape) for key, value in encoder.state_dict().items()]
+    shapes = [(published(name, key), value.shape) for key, value in encoder.state_dict().items()]
     encoder.load_state_dict(encoder.convert_weights(integers.state(shapes)))
     image = integers.uniform("input", 3 * 64 * 64).float().view(1, 3, 64, 64)
     with torch.no_grad():
@@ -141,10 +195,12 @@ def test_dilation_keeps_what_stride_computed(name: str):
     """Every pixel at output stride 32 is every second at 16, every fourth at 8."""
     if len(strides_of(name)) == 1:
         pytest.skip("has one output stride")
+    if name == "efficientnet_b0":
+        pytest.skip("begins at the second pixel, as at its published size")
     torch.manual_seed(0)
     strided, images = build_encoder(name, 32).eval(), pattern(1, 3, 65, 97)
     for module_name, module in strided.named_modules():
-        if module_name.endswith(("se_module.fc2", "_se_expand")):
+        if module_name.endswith(("se_module.fc2", "se_expand")):
             module.weight.data.zero_()  # means over other pixels are other means
     with torch.no_grad():
         coarse = strided.features(images)
