@@ -78,7 +78,7 @@ def parse_args(argv: list[str] | None = None):
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
     options.add_device(parser)
-    return options.parse(parser, argv)
+    return options.parse(parser, argv, evaluates=True)
 
 
 def main(args) -> None:

@@ -4,13 +4,12 @@ Nothing here imports torch.
 """
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine import words
+from engine import adaptsegnet, words
 from engine.errors import UserError
 from engine.recipes import RECIPES
 
@@ -69,6 +68,7 @@ def parse(
     argv: list[str] | None,
     default_recipe: str | None = None,
     spelled: Mapping[str, str] = {},
+    evaluates: bool = False,
 ) -> argparse.Namespace:
     """Parse the command line, the words of a recipe standing before the user's own.
 
@@ -80,6 +80,7 @@ def parse(
         argv: the words of the command line, None for the process's own.
         default_recipe: the recipe when none is named and no data is given.
         spelled: flag of a recipe -> this script's word for it.
+        evaluates: whether the script stands for AdaptSegNet's that evaluate.
 
     Returns:
         The options. `given` holds the names of those that the user gave; `free` of those that
@@ -90,7 +91,11 @@ def parse(
         UserError: a word of --model that does not exist.
     """
     argv = sys.argv[1:] if argv is None else argv
+    argv, theirs = adaptsegnet.translate(argv, evaluates)
     given = _given(parser, argv)
+    if default_recipe and (more := adaptsegnet.trained(given, theirs)):
+        argv = [*argv, *more]
+        given = _given(parser, argv)
     recipe = getattr(given, "recipe", None)
     if recipe is None and default_recipe and given.data_dir is None:
         recipe = default_recipe
@@ -98,7 +103,7 @@ def parse(
     before = []
     if recipe is not None:
         before = _recipe_words(parser, recipe, given, spelled)
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # once for a run
+        if adaptsegnet.is_first():
             print(f"recipe {recipe}: {shlex.join(before)}", flush=True)
     args = parser.parse_args([*before, *argv])
     if recipe is not None:
