@@ -5,18 +5,22 @@ from __future__ import annotations
 import inspect
 
 from engine.errors import UserError
+from models.attention_unet import AttentionUNet
 from models.base import Network
 from models.compact import Compact
+from models.deeplabv1 import DeepLabV1
 from models.deeplabv2 import DeepLabV2
 from models.deeplabv3 import DeepLabV3
 from models.deeplabv3plus import DeepLabV3Plus
 from models.fcn import FCN
+from models.fcn8s import FCN8s, FCN16s, FCN32s
 from models.fpn import FPN
 from models.layers import choose
 from models.linknet import LinkNet
 from models.normalisation import NORMALISATIONS, normalise
 from models.pidnet import PIDNet
 from models.pspnet import PSPNet
+from models.segnet import SegNet
 from models.transforms import (
     SyncBatchNorm2d,
     checkpoint_activations,
@@ -25,6 +29,7 @@ from models.transforms import (
 )
 from models.unet import UNet
 from models.unetplusplus import UNetPlusPlus
+from models.upernet import UPerNet
 from models.weights import LoadReport, load_state, load_weights, read_weights_file
 
 __all__ = [
@@ -44,17 +49,24 @@ __all__ = [
 ]
 
 MODELS: dict[str, type[Network]] = {
+    "attention_unet": AttentionUNet,
     "compact": Compact,
+    "deeplabv1": DeepLabV1,
     "deeplabv2": DeepLabV2,
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
     "fcn": FCN,
+    "fcn8s": FCN8s,
+    "fcn16s": FCN16s,
+    "fcn32s": FCN32s,
     "fpn": FPN,
     "linknet": LinkNet,
     "pidnet": PIDNet,
     "pspnet": PSPNet,
+    "segnet": SegNet,
     "unet": UNet,
     "unetplusplus": UNetPlusPlus,
+    "upernet": UPerNet,
 }
 # keywords of earlier versions, in their checkpoints and on command lines
 RENAMED = {"backbone": "encoder"}

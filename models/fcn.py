@@ -11,10 +11,10 @@ from models.layers import upsample_to
 
 
 class FCNHead(nn.Sequential):
-    """3x3 convolution to a quarter of the channels, batch norm, ReLU, dropout, classifier."""
+    """3x3 convolution to `width` (a quarter of) channels, batch norm, ReLU, dropout, classifier."""
 
-    def __init__(self, in_channels: int, num_classes: int):
-        inner = in_channels // 4
+    def __init__(self, in_channels: int, num_classes: int, width: int | None = None):
+        inner = width or in_channels // 4
         super().__init__(
             nn.Conv2d(in_channels, inner, 3, padding=1, bias=False),
             nn.BatchNorm2d(inner),

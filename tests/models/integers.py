@@ -11,13 +11,19 @@ from collections.abc import Iterable
 
 import torch
 
+CHUNK, MASK = 2**17, 2**32 - 1
+
 
 def uniform(key: str, count: int) -> torch.Tensor:
     """Return float64 [count] in [-1, 1), from integer arithmetic alone."""
-    x = (torch.arange(count) * 2654435761 + zlib.crc32(key.encode())) % 2**32
-    for _ in range(2):
-        x = ((x ^ (x >> 16)) * 0x45D9F3B) % 2**32
-    return 2 * (x ^ (x >> 16)).double() / 2**32 - 1
+    start, u = zlib.crc32(key.encode()), torch.empty(count, dtype=torch.float64)
+    for part in u.split(CHUNK):  # in place and in pieces that stay in the cache
+        x = torch.arange(start, start + 2654435761 * len(part), 2654435761).bitwise_and_(MASK)
+        start += 2654435761 * len(part)
+        for _ in range(2):
+            x.bitwise_xor_(x >> 16).mul_(0x45D9F3B).bitwise_and_(MASK)
+        part.copy_(x.bitwise_xor_(x >> 16)).mul_(2 / 2**32).sub_(1)
+    return u
 
 
 def tensor(key: str, shape: torch.Size, gain: float = 6.0) -> torch.Tensor:
@@ -31,7 +37,7 @@ def tensor(key: str, shape: torch.Size, gain: float = 6.0) -> torch.Tensor:
     elif kind == "weight" and len(shape) == 1:
         u = 1 + 0.1 * u
     elif len(shape) >= 2:
-        u = u * math.sqrt(gain / (count / shape[0]))
+        u.mul_(math.sqrt(gain / (count / shape[0])))
     else:
         u = 0.1 * u
     return u.float().view(shape)

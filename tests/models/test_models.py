@@ -21,6 +21,13 @@ SMALL = {
     "deeplabv2": {"backbone": "resnet50", "multi_level": True},
     "deeplabv3plus": {"backbone": "efficientnet_lite0"},
     "deeplabv3": {"encoder": "resnet18", "width": 16, "multi_level": True},
+    "attention_unet": {"width": 4},
+    "deeplabv1": {"width": 4},
+    "fcn8s": {"width": 4},
+    "fcn16s": {"width": 4},
+    "fcn32s": {"width": 4},
+    "segnet": {"width": 8},
+    "upernet": {"encoder": "resnet18", "width": 16, "multi_level": True},
     "fcn": {"encoder": "resnet18", "multi_level": True},
     "fpn": {"encoder": "resnet18", "pyramid_channels": 8, "width": 32},
     "linknet": {"encoder": "resnet18"},
@@ -30,8 +37,8 @@ SMALL = {
     "unetplusplus": {"encoder": "resnet18", "decoder_channels": NARROW},
 }
 STRIDES = {
-    **{"deeplabv2": 8, "deeplabv3": 8, "fcn": 8, "pidnet": 8, "pspnet": 8},
-    **{"compact": 2, "deeplabv3plus": 4, "fpn": 4},  # others: 1
+    **{"deeplabv2": 8, "deeplabv3": 8, "deeplabv1": 8, "fcn": 8, "pidnet": 8, "pspnet": 8},
+    **{"compact": 2, "deeplabv3plus": 4, "fpn": 4, "upernet": 4},  # others: 1
 }
 
 
@@ -143,7 +150,7 @@ def test_golden_numbers(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build_model("unet3", 2), "compact, deeplabv2, deeplabv3, deeplabv3plus, fcn"),
+        (lambda: build_model("unet3", 2), "attention_unet, compact, deeplabv1, deeplabv2"),
         (lambda: build_model("deeplabv2", 2, width=3), "encoder, multi_level"),
         (lambda: build_model("deeplabv2", 2, backbone="vgg16"), "resnet50, resnet101"),
         (lambda: build_model("deeplabv2", 2, backbone="resnet18"), "resnet50, resnet101"),

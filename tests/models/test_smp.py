@@ -48,6 +48,13 @@ SMP = {
         (9.26277, 21.5281, 17.5188, 29.0728, 3.99318),
         resized=True,
     ),
+    "upernet": Golden(
+        ("upernet", {}),
+        29_604_307,
+        "3fe3a87b0538a669",
+        (-0.00785195, 1.76907, -0.608534, 0.226109, 1.66828),
+        resized=True,
+    ),
     "deeplabv3": Golden(
         ("deeplabv3", {"encoder": "resnet34", "style": "smp"}),
         26_011_731,
