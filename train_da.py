@@ -162,7 +162,7 @@ def train(args, data: Domains, names: list[str], folder: str, title: str) -> tup
     """Train one network in one snapshot folder; return it and its scores."""
     augment, loading = Augment(args.augment), options.loading(args)
     student, adapting, teacher = prepare(args, data, names)
-    network, precision = student.network, student.training.precision
+    network, precision = student.published, student.training.precision
 
     def score() -> dict | None:
         return None if data.val is None else validate(network, data.val, loading, precision)
@@ -172,10 +172,10 @@ def train(args, data: Domains, names: list[str], folder: str, title: str) -> tup
         folder,
         data.source.name,
         identify(args, data.named, method=names, precision=precision),
-        describe(data.about, network.align_corners, precision),
+        describe(data.about, network.align_corners, precision, args.average_weights),
         options.saving(args),
     )
-    state = {"model": network, "optimizer": student.optimizer, "methods": adapting}
+    state = {**student.state, "methods": adapting}
     state |= {} if teacher is None else {"teacher": teacher}
     first = run.resume(state, args.change_num_steps)
     batches = data.batches(
@@ -240,7 +240,7 @@ def train(args, data: Domains, names: list[str], folder: str, title: str) -> tup
 
 def finish(args, data: Domains, student: Student, adapting: Adapting, run: Run, score) -> tuple:
     """Let the methods change the trained network; return it and its scores."""
-    network = student.network
+    network = student.published
     if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
         run.scored(network, score())
     scores = {"last": run.last, "best": run.best}

@@ -87,15 +87,15 @@ def main(args) -> None:
     student = Student(
         options.training(args, precision), val.num_classes, device, known.class_weight
     )
-    network = student.network
+    network = student.published
     run = Run(
         args.snapshot_dir,
         val.name,
         identify(args, {"training": train_set, "validation": val}, precision=precision),
-        describe(val, network.align_corners, precision),
+        describe(val, network.align_corners, precision, args.average_weights),
         options.saving(args),
     )
-    first = run.resume({"model": network, "optimizer": student.optimizer}, args.change_num_steps)
+    first = run.resume(student.state, args.change_num_steps)
     batches = step_batches(
         train_set,
         args.batch_size,

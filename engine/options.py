@@ -14,6 +14,7 @@ from engine.command_line import OnOff, Parser, parse, parser, plain, refuse_idle
 from engine.errors import UserError
 from engine.parsing import (
     at_least,
+    between,
     count_or_all,
     image_size,
     key_value,
@@ -110,12 +111,11 @@ def add_training(parser: Parser) -> None:
     flag("--iter-size", type=at_least(1), default=1, help="batches a step")
     _add_length(group)
     flag("--random-seed", type=at_least(0), default=1234)
-    flag("--optimizer", choices=["sgd", "adamw"], default="sgd")
+    flag("--optimizer", choices=["sgd", "adam", "adamw", "adamp"], default="sgd")
     flag("--learning-rate", type=at_least(0, float), default=2.5e-4)
     flag("--momentum", type=at_least(0, float), default=0.9, help="of SGD")
     flag("--weight-decay", type=at_least(0, float), default=5e-4)
-    flag("--power", type=at_least(0, float), default=0.9, help="of the poly schedule")
-    flag("--warmup-steps", type=at_least(0), default=0)
+    _add_optimisation(flag)
     flag(
         "--loss",
         nargs="+",
@@ -218,8 +218,56 @@ def count_steps(args: argparse.Namespace, num_images: int, num_processes: int) -
     )
 
 
+def _add_optimisation(flag: Callable) -> None:
+    """Add what the optimiser does beside its step, and the learning rate from step to step."""
+    flag("--nesterov", action="store_true", help="SGD looks ahead along its momentum")
+    flag("--norm-decay", action=BOOLEAN, default=True, help="weight decay of norms and biases too")
+    flag(
+        "--backbone-rate",
+        type=at_least(0, float),
+        default=1.0,
+        metavar="FACTOR",
+        help="of the backbone's learning rate, for instance 0.1",
+    )
+    flag(
+        "--layer-decay",
+        type=between(0, 1),
+        default=1.0,
+        metavar="FACTOR",
+        help="of the learning rate, from each block of the backbone to the one before it",
+    )
+    flag(
+        "--clip-norm",
+        type=at_least(0, float),
+        metavar="NORM",
+        help="scale a step's gradients down to this norm",
+    )
+    flag(
+        "--average-weights",
+        nargs="?",
+        type=between(0, 1),
+        const=0.999,
+        metavar="MOMENTUM",
+        help="score and publish a running average of the weights; momentum %(const)s",
+    )
+    flag(
+        "--schedule",
+        nargs="+",
+        default="poly",
+        metavar=("NAME", "KEY=VALUE"),
+        help="of the learning rate: poly, linear, cosine, step or constant; default %(default)s",
+    )
+    flag("--power", type=at_least(0, float), default=0.9, help="of --schedule poly, its power=P")
+    flag("--warmup-steps", type=at_least(0), default=0)
+
+
 def training(args: argparse.Namespace, precision: str) -> Training:
     """Return how the network is built and trained, in the precision that suits the device."""
+    schedule = [args.schedule] if isinstance(args.schedule, str) else args.schedule
+    if schedule == ["poly"]:
+        schedule = ["poly", f"power={args.power}"]
+    else:
+        refuse_idle(args, {"power"}, "--schedule poly, without a power of its own")
     return Training(
         architecture=args.model,
         weights=(args.weights, args.restore_from),
@@ -230,9 +278,15 @@ def training(args: argparse.Namespace, precision: str) -> Training:
         optimizer=args.optimizer,
         learning_rate=args.learning_rate,
         momentum=args.momentum,
+        nesterov=args.nesterov,
         weight_decay=args.weight_decay,
+        backbone_rate=args.backbone_rate,
+        layer_decay=args.layer_decay,
+        norm_decay=args.norm_decay,
+        clip_norm=args.clip_norm,
+        average=args.average_weights,
         num_steps=args.num_steps,
-        power=args.power,
+        schedule=tuple(schedule),
         warmup_steps=args.warmup_steps,
         iter_size=args.iter_size,
         precision=precision,

@@ -86,8 +86,14 @@ class Training:
         loss: words of --loss; None for the network's own.
         aux_weight: of the auxiliary output's loss; None for the network's own.
         align_corners: how logits are resized; None for the network's own.
-        optimizer: sgd or adamw, with its learning_rate, momentum and weight_decay.
-        num_steps: of the poly schedule, with its power and warmup_steps.
+        optimizer: sgd, adam, adamw or adamp, with its learning_rate, momentum, weight_decay and
+            whether the momentum is Nesterov's.
+        backbone_rate, layer_decay, norm_decay: see `training.schedule.parameter_groups`.
+        clip_norm: the norm that gradients are scaled down to; None for any.
+        average: momentum of the running average of the weights that is scored and published; None
+            for the weights themselves.
+        num_steps: of the schedule, with its warmup_steps.
+        schedule: its words.
         iter_size: batches of a step.
         precision: bf16 or fp32.
         compiled: by torch.compile.
@@ -104,9 +110,15 @@ class Training:
     optimizer: str = "sgd"
     learning_rate: float = 2.5e-4
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 5e-4
+    backbone_rate: float = 1.0
+    layer_decay: float = 1.0
+    norm_decay: bool = True
+    clip_norm: float | None = None
+    average: float | None = None
     num_steps: int = 250_000
-    power: float = 0.9
+    schedule: tuple[str, ...] = ("poly",)
     warmup_steps: int = 0
     iter_size: int = 1
     precision: str = "fp32"

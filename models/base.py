@@ -38,7 +38,10 @@ class Network(nn.Module):
         self.normalisation = dict(NORMALISATIONS[normalisation])
 
     def param_groups(self, lr: float) -> list[dict]:
-        """Return the trainable parameters, each once, for an optimizer; here as one group."""
+        """Return the trainable parameters, each once, for an optimizer.
+
+        Where a network has a backbone, its group is the first of several; here there is one.
+        """
         return [{"params": trainable(self), "lr": lr}]
 
     def loss(

@@ -28,14 +28,18 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts re
 PARTS = {"state": dict, "options": dict, "step": int, "best": dict, "last": dict, "digests": dict}
 
 
-def describe(dataset: Dataset, align_corners: bool, precision: str) -> dict[str, Any]:
+def describe(
+    dataset: Dataset, align_corners: bool, precision: str, average: float | None = None
+) -> dict[str, Any]:
     """Return what a published checkpoint says beside its network: how it was scored, on what.
 
     Args:
         dataset: that it was scored on or, where it was not, that it is made for.
         align_corners, precision: how the network runs.
+        average: the momentum of the average of weights that it is; None where it is none.
     """
-    return {
+    averaged = {} if average is None else {"weight_average": average}
+    return averaged | {
         "dataset": dataset.name,
         "classes": dataset.class_names,
         "palette": dataset.palette,

@@ -14,8 +14,15 @@ from engine.gradients import GradientAverage
 from engine.seeds import seed_everything
 from engine.values import Training
 from models.pretrained import published_file
+from training.average import WeightAverage
 from training.losses import PixelLoss, parse_loss
-from training.schedule import make_optimizer, poly_rate, set_rate
+from training.schedule import (
+    make_optimizer,
+    parameter_groups,
+    parse_schedule,
+    rate_at,
+    set_rate,
+)
 
 
 class Student:
@@ -48,11 +55,16 @@ class Student:
             raise UserError("--sync-bn: this network has no batch norm")
         self.optimizer = make_optimizer(
             training.optimizer,
-            network.param_groups(training.learning_rate),
+            parameter_groups(network, training),
             learning_rate=training.learning_rate,
             momentum=training.momentum,
             weight_decay=training.weight_decay,
+            nesterov=training.nesterov,
         )
+        self._schedule = parse_schedule(list(training.schedule))
+        self.average = None
+        if training.average is not None:
+            self.average = WeightAverage(network, training.average)
         if class_weight is not None:
             class_weight = class_weight.to(device)
         terms = parse_loss(training.loss or list(network.default_loss))
@@ -92,6 +104,17 @@ class Student:
         return f"{words}, {size:.1f} M parameters, on {where} in {how.precision}"
 
     @property
+    def published(self) -> models.Network:
+        """The network that is scored and published: the average of the weights, if one is kept."""
+        return self.network if self.average is None else self.average.network
+
+    @property
+    def state(self) -> dict:
+        """What a run saves of this, by name."""
+        averages = {} if self.average is None else {"average": self.average}
+        return {"model": self.network, "optimizer": self.optimizer, **averages}
+
+    @property
     def learning_rate(self) -> float:
         """The learning rate of the first group of parameters, as it is now."""
         return self.optimizer.param_groups[0]["lr"]
@@ -99,7 +122,7 @@ class Student:
     def rate_at(self, step: int) -> float:
         """Return the schedule's factor of the learning rate, `step` steps being done."""
         how = self.training
-        return poly_rate(step, how.num_steps, how.power, how.warmup_steps)
+        return rate_at(step, how.num_steps, self._schedule, how.warmup_steps)
 
     def begin(self, rate: float) -> None:
         """Begin a step: forget the gradients, and set the learning rate to `rate` times its own."""
@@ -122,8 +145,12 @@ class Student:
     def end(self) -> None:
         """Step, by the gradients of all processes together."""
         self._gradients.wait()
+        if self.training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip_norm)
         self.optimizer.step()
         processes.average_buffers(self.network)
+        if self.average is not None:
+            self.average.follow(self.network)
 
 
 def build_network(training: Training, num_classes: int) -> models.Network:

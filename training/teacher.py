@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from engine import processes
+from training.average import move
 from training.student import Student, make_forward
 
 
 class Teacher:
     """A copy of the student's network that follows it, step by step, and is not trained.
 
-    t <- a t + (1 - a) s with a = min(1 - 1 / (updates + 1), momentum): at the first update the
-    teacher becomes a copy.
+    Its average is that of `training.average.move`.
 
     Args:
         student: in training.
@@ -34,16 +34,9 @@ class Teacher:
         """Return the outputs, without the auxiliary one, for images, float [N,3,H,W], 0 to 255."""
         return self._forward(images, aux=False)
 
-    @torch.no_grad()
     def follow(self, student: Student, updates: int) -> None:
         """Move to the student, `updates` having been done before."""
-        momentum = min(1 - 1 / (updates + 1), self.momentum)
-        theirs = student.network.state_dict()
-        for name, value in self.network.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(theirs[name], 1 - momentum)
-            else:
-                value.copy_(theirs[name])
+        move(self.network, student.network, updates, self.momentum)
 
     def end(self) -> None:
         """Average what its forward passes left in its buffers over all processes."""

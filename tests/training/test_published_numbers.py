@@ -20,7 +20,7 @@ from methods import METHODS, Setting
 from models import build_model
 from training.augment import colour, geometry
 from training.losses import PixelLoss
-from training.schedule import make_optimizer, poly_rate
+from training.schedule import make_optimizer, parse_schedule, rate_at
 from training.student import Student
 from worlds import OnTheSpot, build_method, halved, make_seen
 
@@ -103,8 +103,9 @@ def test_recipes_state_the_branches_that_are_used(recipe: str, dilations: tuple)
 
 def test_the_poly_schedule_by_hand():
     """(1 - 75 000 / 250 000) ** 0.9; half of a warm-up of three steps is 2 / 4."""
-    assert poly_rate(75_000, 250_000, 0.9) == pytest.approx(0.7254178)
-    assert poly_rate(1, 1000, 0.9, warmup_steps=3) == pytest.approx(0.5 * 0.999**0.9)
+    poly = parse_schedule(["poly"])
+    assert rate_at(75_000, 250_000, poly) == pytest.approx(0.7254178)
+    assert rate_at(1, 1000, poly, warmup_steps=3) == pytest.approx(0.5 * 0.999**0.9)
     student = Student(Training({"name": "compact", "width": 8}, num_steps=100), 2, CPU)
     assert student.rate_at(50) == pytest.approx(0.5358867)
     student.begin(student.rate_at(50))
