@@ -1,4 +1,4 @@
-"""Count, resize, mix and vote on label maps: six operations in C++ and CUDA.
+"""Count, resize, mix and vote on label maps: seven operations in C++ and CUDA.
 
 Mixing has two forms, `cutmix` and `classmix`; each is an operator of its own to the dispatcher.
 
@@ -10,6 +10,7 @@ To add one: its definition and checks in `reference`, schema, fake and function 
 TORCH_LIBRARY_IMPL entry in a *_cpu.cpp and a *_cuda.cu, and a table in tests/kernels/.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import engine  # noqa: F401 -- first: it says what is to be installed
@@ -78,6 +79,18 @@ def _fake_confidence_histogram(
     return pred.new_empty(shape, dtype=torch.int64)
 
 
+def _fake_soft_vote(
+    members: Sequence[Tensor],
+    size: Sequence[int],
+    weights: Sequence[float],
+    align_corners: bool,
+    probabilities: bool,
+    with_confidence: bool,
+) -> tuple[Tensor, Tensor]:
+    reference.check_soft_vote(members, size, weights)
+    return _fake_argmax_upsample(members[0], size, align_corners, with_confidence)
+
+
 def _fake_boundary_map(label: Tensor, radius: int, border: bool) -> Tensor:
     reference.check_boundary_map(label, radius)
     return label.new_empty(label.shape, dtype=torch.bool)
@@ -115,6 +128,13 @@ _define(
     "boundary_map(Tensor label, int radius, bool border) -> Tensor",
     reference.boundary_map,
     _fake_boundary_map,
+)
+
+_define(
+    "soft_vote(Tensor[] members, SymInt[] size, float[] weights, bool align_corners,"
+    " bool probabilities, bool with_confidence) -> (Tensor, Tensor)",
+    reference.soft_vote,
+    _fake_soft_vote,
 )
 
 _served_by = build.load()
@@ -251,6 +271,49 @@ def hard_vote(
         RuntimeError: on another dtype, number of members or weights.
     """
     return torch.ops.segshift.hard_vote(predictions, num_classes, weights)
+
+
+@torch.no_grad()
+def soft_vote(
+    members: Sequence[Tensor],
+    size: Sequence[int],
+    weights: Sequence[float] | None = None,
+    align_corners: bool = False,
+    probabilities: bool = True,
+    with_confidence: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Average what several networks say, each at its own stride, and take the best class.
+
+    Nothing of the result's size is made but the result. Ties go to the lowest class; NaN never
+    wins (nor infinity, where a weight is 0).
+
+    Args:
+        members: 1..32 of float32, bfloat16 or float16 [N, C, h, w], any strides, C in 1..256; h
+            and w may differ.
+        size: (H, W) of the result in pixels.
+        weights: of the members in the mean, each above 1e-30 of their sum; None for equal ones.
+        align_corners: as in torch.nn.functional.interpolate.
+        probabilities: members are softmax probabilities; else logits, whose means are logits.
+        with_confidence: also return the mean probability of the best class; for logits the
+            softmax of the means.
+
+    Returns:
+        uint8 [N, H, W]; with confidence also float32 [N, H, W], 0 where the best mean is not
+        finite.
+
+    Raises:
+        RuntimeError: on members that do not match, or another dtype, size or weights.
+
+    Source: the sampling and rounding of `argmax_upsample`, each member's row being multiplied by
+    its share float32(weight / sum), the members being added in order.
+    """
+    weights = [1.0] * len(members) if weights is None else weights
+    total = math.fsum(weights) or 1.0
+    shares = [weight / total for weight in weights]
+    pred, confidence = torch.ops.segshift.soft_vote(
+        list(members), size, shares, align_corners, probabilities, with_confidence
+    )
+    return (pred, confidence) if with_confidence else pred
 
 
 def confidence_histogram(

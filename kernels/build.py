@@ -33,7 +33,7 @@ from kernels import cache, toolkit
 MODES = ("auto", "reference", "require")
 HERE = Path(__file__).parent
 LAST_LINES = 15
-OPERATIONS = ("boundary", "confidence", "confusion", "mix", "upsample", "vote")
+OPERATIONS = ("boundary", "confidence", "confusion", "mix", "soft_vote", "upsample", "vote")
 FORMAT = 2  # of what lies beside a library
 FAILED_TO_LOAD = "it failed to load"
 SOURCES = {

@@ -8,6 +8,7 @@
 namespace {
 
 constexpr size_t kMostEntries = 16;  // that one call can mix
+constexpr size_t kMostSoftMembers = 32;  // of one soft_vote: CUDA passes them with the launch
 constexpr int64_t kMostRadius = 32767;  // of boundary_map; what lies between rows is aged in 16 bits
 
 inline void check_classes(int64_t num_classes) {
@@ -46,6 +47,23 @@ inline void check_argmax_upsample(const at::Tensor& logits, at::IntArrayRef size
   TORCH_CHECK(logits.size(2) > 0, "logits have no rows");
   TORCH_CHECK(logits.size(3) > 0, "logits have no columns");
   TORCH_CHECK(size[0] >= 0 && size[1] >= 0, "size must not be negative, got ", size);
+}
+
+inline void check_soft_vote(at::TensorList members, at::IntArrayRef size,
+                            at::ArrayRef<double> weights) {
+  TORCH_CHECK(!members.empty() && members.size() <= kMostSoftMembers, "there must be 1..",
+              kMostSoftMembers, " members, got ", members.size());
+  TORCH_CHECK(members.size() == weights.size(), members.size(), " members but ", weights.size(),
+              " weights");
+  for (const at::Tensor& member : members) {
+    check_argmax_upsample(member, size);
+    TORCH_CHECK(member.size(0) == members[0].size(0) && member.size(1) == members[0].size(1),
+                "members differ in N or C: ", member.sizes(), " and ", members[0].sizes());
+    check_device(member, members[0]);
+  }
+  for (const double weight : weights) {
+    TORCH_CHECK(weight >= 1e-30 && weight <= 1e30, "weights must lie in 1e-30..1e30, got ", weights);
+  }
 }
 
 inline void check_mix(at::TensorList a, at::TensorList b) {

@@ -5,7 +5,7 @@ with the device. Each begins with the checks that the compiled ones make too (Ru
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 LABEL_DTYPES = (torch.uint8, torch.int32, torch.int64)
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_ENTRIES = 16  # that one call can mix
+MOST_SOFT_MEMBERS = 32  # of one soft_vote
 MOST_RADIUS = 32767  # of boundary_map; what lies between rows is aged in 16 bits
 ABSTAIN = 255  # what hard_vote writes where no member votes
 
@@ -103,35 +104,105 @@ def argmax_upsample(
 ) -> tuple[Tensor, Tensor]:
     """Interpolate class by class: no tensor of C full-size planes is ever made."""
     check_argmax_upsample(logits, size)
-    samples, num_classes, in_height, in_width = logits.shape
-    height, width = size
-    top, bottom, top_weight, bottom_weight = source_positions(
-        in_height, height, align_corners, logits.device
-    )
-    left, right, left_weight, right_weight = source_positions(
-        in_width, width, align_corners, logits.device
-    )
+    plane_of = _upsampler(logits, size, align_corners)
+    best, winner = _best(plane_of, logits, size)
+    if not with_confidence:
+        return winner, best.new_empty(0)
+    return winner, _softmax(plane_of, best, logits.shape[1])
 
-    def upsampled(c: int) -> Tensor:
+
+def _upsampler(
+    logits: Tensor, size: Sequence[int], align_corners: bool, weight: float = 1.0
+) -> Callable[[int], Tensor]:
+    """Return a function of a class that returns its full-size plane, float32 [N,H,W]."""
+    axes = zip(logits.shape[2:], size, strict=True)
+    down, across = (source_positions(*axis, align_corners, logits.device) for axis in axes)
+    top, bottom, top_weight, bottom_weight = down
+    left, right, left_weight, right_weight = across
+    share = torch.tensor(weight, dtype=torch.float32)
+
+    def plane_of(c: int) -> Tensor:
         plane = logits[:, c].float()  # [N, h, w]
         upper, lower = plane.index_select(1, top), plane.index_select(1, bottom)
-        rows = top_weight[:, None] * upper + bottom_weight[:, None] * lower
+        rows = share * (top_weight[:, None] * upper + bottom_weight[:, None] * lower)
         before, after = rows.index_select(2, left), rows.index_select(2, right)
-        return left_weight * before + right_weight * after  # [N, H, W]
+        return left_weight * before + right_weight * after
 
-    best = torch.full((samples, height, width), -math.inf, device=logits.device)
+    return plane_of
+
+
+def _best(
+    plane_of: Callable[[int], Tensor], logits: Tensor, size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return the highest value of a class, float32 [N,H,W], and which it is, uint8."""
+    best = torch.full((logits.shape[0], *size), -math.inf, device=logits.device)
     winner = torch.zeros_like(best, dtype=torch.uint8)
-    for c in range(num_classes):
-        value = upsampled(c)
+    for c in range(logits.shape[1]):
+        value = plane_of(c)
         better = value > best  # strict: the lowest class keeps a tie, and NaN never wins
         best = torch.where(better, value, best)
         winner = torch.where(better, c, winner)
-    if not with_confidence:
-        return winner, best.new_empty(0)
+    return best, winner
+
+
+def _softmax(plane_of: Callable[[int], Tensor], best: Tensor, num_classes: int) -> Tensor:
     total = torch.zeros_like(best)
     for c in range(num_classes):
-        total = total + _exp(upsampled(c) - best)
-    return winner, torch.where(best.isfinite(), 1 / total, 0.0)
+        total = total + _exp(plane_of(c) - best)
+    return torch.where(best.isfinite(), 1 / total, 0.0)
+
+
+def check_soft_vote(
+    members: Sequence[Tensor], size: Sequence[int], weights: Sequence[float]
+) -> None:
+    _check(
+        1 <= len(members) <= MOST_SOFT_MEMBERS,
+        f"there must be 1..{MOST_SOFT_MEMBERS} members, got {len(members)}",
+    )
+    _check(len(members) == len(weights), f"{len(members)} members but {len(weights)} weights")
+    for member in members:
+        check_argmax_upsample(member, size)
+        _check(
+            member.shape[:2] == members[0].shape[:2],
+            f"members differ in N or C: {list(member.shape)} and {list(members[0].shape)}",
+        )
+        _check(
+            member.device == members[0].device,
+            f"tensors are on {member.device} and {members[0].device}",
+        )
+    _check(
+        all(1e-30 <= weight <= 1e30 for weight in weights),
+        f"weights must lie in 1e-30..1e30, got {list(weights)}",
+    )
+
+
+def soft_vote(
+    members: Sequence[Tensor],
+    size: Sequence[int],
+    weights: Sequence[float],
+    align_corners: bool,
+    probabilities: bool,
+    with_confidence: bool,
+) -> tuple[Tensor, Tensor]:
+    """Add up the weighted planes class by class, in the members' order."""
+    check_soft_vote(members, size, weights)
+    planes_of = [
+        _upsampler(member, size, align_corners, weight)
+        for member, weight in zip(members, weights, strict=True)
+    ]
+
+    def mean_of(c: int) -> Tensor:
+        first, *others = (plane_of(c) for plane_of in planes_of)
+        for plane in others:
+            first = first + plane
+        return first
+
+    best, winner = _best(mean_of, members[0], size)
+    if not with_confidence:
+        return winner, best.new_empty(0)
+    if probabilities:
+        return winner, torch.where(best.isfinite(), best, 0.0)
+    return winner, _softmax(mean_of, best, members[0].shape[1])
 
 
 def _exp(x: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def test_every_subject_prints_and_writes_its_rows(subject, tmp_path, capsys, mon
         operators = {row["name"].split()[0].rstrip(",") for row in rows}
         assert operators == {
             *("confusion_matrix", "argmax_upsample", "cutmix", "classmix"),
-            *("hard_vote", "confidence_histogram", "boundary_map"),
+            *("hard_vote", "confidence_histogram", "boundary_map", "soft_vote"),
         }
     if subject == "evaluate":
         assert 0 < rows[0]["network_share"] < 1

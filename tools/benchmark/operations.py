@@ -20,6 +20,8 @@ from kernels import reference
 from tools.benchmark.scenes import IGNORE, NUM_CLASSES, ignore_bottom, regions, smooth_logits
 from tools.benchmark.timing import alternate, compare
 
+STRIDES = (8, 8, 8, 16, 16)  # of the members of a vote
+
 
 @dataclass
 class Case:
@@ -88,6 +90,7 @@ def cases(size: tuple[int, int], device: torch.device, folder: Path) -> Iterator
     yield from confusion_cases(label, {"moved borders": moved, "20% random": noisy}, folder)
     yield from upsample_cases(size, device, generator)
     yield vote_case(moved)
+    yield from soft_vote_cases(size, device, generator)
     yield from mix_cases(label, moved, generator)
     yield from histogram_cases(moved, label, generator)
     yield from boundary_cases(moved)
@@ -259,6 +262,51 @@ def upsample_cases(
                 )[parts],
                 height * width * (5 if confident else 1),
             )
+
+
+def soft_vote_cases(
+    size: tuple[int, int], device: torch.device, generator: torch.Generator
+) -> Iterator[Case]:
+    """Yield five members' means of probabilities and of logits beside full-size ones.
+
+    The members see the same scene, each with noise of its own.
+    """
+    width, height = size
+    out, shares = (height, width), [0.3, 0.1, 0.2, 0.2, 0.2]
+    scene, logits = smooth_logits(size, NUM_CLASSES, generator), []
+    for stride in STRIDES:
+        grid = (height // stride + 1, width // stride + 1)
+        member = F.interpolate(scene, grid, mode="bilinear", align_corners=True)
+        noise = 0.5 * torch.randn(member.shape, generator=generator)
+        logits.append((member + noise).to(device))
+    probs = [member.softmax(1) for member in logits]
+    for name, members, confident in (
+        ("probabilities", probs, False),
+        ("probabilities, confidence", probs, True),
+        ("logits, confidence", logits, True),
+    ):
+        soft = name.startswith("logits")
+        words = (shares, True, not soft, confident)
+        parts = slice(None) if confident else 0
+        yield Case(
+            f"soft_vote of 5, {name}",
+            lambda x=members, w=words: kernels.soft_vote(x, out, *w),
+            lambda x=members, s=soft, c=confident: full_size_mean(x, shares, out, s, c),
+            lambda x=members, w=words, parts=parts: reference.soft_vote(x, out, *w)[parts],
+            height * width * (5 if confident else 1),
+        )
+
+
+def full_size_mean(
+    members: list[Tensor], shares: list[float], size: tuple[int, int], soft: bool, confident: bool
+):
+    """Resize every member, add them up, then reduce."""
+    mean = 0
+    for member, share in zip(members, shares, strict=True):
+        mean = mean + share * F.interpolate(member, size=size, mode="bilinear", align_corners=True)
+    if not confident:
+        return mean.argmax(1)
+    return (mean.softmax(1) if soft else mean).max(1)
 
 
 def interpolate_argmax(logits: Tensor, size: tuple[int, int], confident: bool):
