@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from engine.errors import UserError
-from models.encoders import densenet, efficientnet, mobilenet, resnet, vgg
+from models.encoders import convnext, densenet, efficientnet, mit, mobilenet, resnet, vgg
 from models.encoders.base import Encoder, Row
 from models.layers import choose
 
 __all__ = ["ENCODERS", "Encoder", "Row", "build_encoder", "encoder_row"]
 
-FAMILIES = (resnet, vgg, mobilenet, efficientnet, densenet)
+FAMILIES = (resnet, vgg, mobilenet, efficientnet, densenet, convnext, mit)
 ENCODERS: dict[str, Row] = {name: row for f in FAMILIES for name, row in f.ENCODERS.items()}
 
 

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import integers
 from engine.errors import UserError
@@ -62,6 +63,17 @@ PARAMETERS = {
     "densenet161": 28_681_000 - 2_209_000,
     "densenet169": 14_149_480 - 1_665_000,
     "densenet201": 20_013_928 - 1_921_000,
+    # with the four norms of the maps in place of the classifier
+    "convnext_tiny": 28_589_128 - 770_536 + 2 * (96 + 192 + 384 + 768),
+    "convnext_small": 50_223_688 - 770_536 + 2 * (96 + 192 + 384 + 768),
+    "convnext_base": 88_591_464 - 1_027_048 + 2 * (128 + 256 + 512 + 1024),
+    "convnext_large": 197_767_336 - 1_540_072 + 2 * (192 + 384 + 768 + 1536),
+    "mit_b0": 3_319_392,
+    "mit_b1": 13_151_424,
+    "mit_b2": 24_196_288,
+    "mit_b3": 44_072_128,
+    "mit_b4": 60_842_688,
+    "mit_b5": 81_443_008,
 }
 # The deepest map of packages' networks under weights of the integer formula, 64x64 pixels: mean,
 # standard deviation, the first value, the middle one and the last
@@ -76,6 +88,8 @@ GOLDEN = {
     "efficientnet_b0": (0.0114844, 0.0939454, 0.041771, 0.0477866, 0.162639),
     "timm_efficientnet_b0": (-0.00347723, 0.102666, 0.0754534, -0.0577408, -0.113929),
     "densenet121": (-0.0407599, 1.11986, 1.4254, -0.383583, 0.0761692),
+    # NVlabs/SegFormer@65fa8cf
+    "mit_b0": (0.00333001, 1.003, -1.16123, -1.41792, 0.674368),
 }
 # One of each class, and of each way to build it
 FAMILIES = (
@@ -89,7 +103,12 @@ FAMILIES = (
     "efficientnet_lite0",
     "timm_efficientnet_b0",
     "densenet121",
+    "convnext_tiny",
+    "mit_b0",
 )
+
+# What makes the maps of strides 8 and 16 alone, which DeepLabv3+ does not look at
+UNUSED = ("encoder.norm1.", "encoder.norm2.")
 
 
 def count(network: torch.nn.Module) -> int:
@@ -166,6 +185,23 @@ def test_golden(name: str):
         assert abs(ours.item() - theirs) <= 1e-3 * std
 
 
+def test_convnext_gives_the_authors_logits():
+    """Of facebookresearch/ConvNeXt@048efce; their classifier is put behind the deepest map."""
+    encoder = build_encoder("convnext_tiny", 32, norms=False).eval()
+    shapes = [(key, value.shape) for key, value in encoder.state_dict().items()]
+    encoder.load_state_dict(integers.state(shapes))
+    image = integers.uniform("input", 3 * 64 * 64).float().view(1, 3, 64, 64)
+    head = {"norm.weight": (768,), "norm.bias": (768,), "head.weight": (1000, 768)}
+    head = integers.state([(k, torch.Size(s)) for k, s in [*head.items(), ("head.bias", (1000,))]])
+    with torch.no_grad():
+        pooled = encoder.features(image)[-1].mean((2, 3))
+        pooled = F.layer_norm(pooled, (768,), head["norm.weight"], head["norm.bias"], 1e-6)
+        logits = F.linear(pooled, head["head.weight"], head["head.bias"])[0]
+    shown = [logits.mean(), logits.std(), logits[0], logits[500], logits[-1]]
+    expected = [0.0571867, 1.44243, -2.05217, 2.5227, -0.311892]
+    assert [v.item() for v in shown] == pytest.approx(expected, abs=1e-3 * 1.44243)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_evaluation_bfloat16_and_state(name: str):
     torch.manual_seed(0)
@@ -177,6 +213,8 @@ def test_training_evaluation_bfloat16_and_state(name: str):
     assert out.shape == (1, 3, 25, 33)
     (out * pattern(*out.shape)).sum().backward()
     for parameter_name, parameter in network.named_parameters():
+        if parameter_name.startswith(UNUSED) and name.startswith("convnext"):
+            continue
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
     network.eval()
