@@ -235,3 +235,14 @@ def test_the_step_is_that_of_the_training_script(tmp_path, monkeypatch):
             name: pytest.approx(term.item(), rel=1e-6) for name, term in terms.items()
         }
     assert len(logged) == 2
+
+
+@pytest.mark.parametrize(("precision", "measured"), [("bf16", True), ("fp32", False)])
+def test_the_rate_of_bf16_is_measured_only_where_it_is_computed(precision, measured, monkeypatch):
+    asked = []
+    monkeypatch.setattr(timing, "pick_precision", lambda *_: precision)
+    monkeypatch.setattr(timing, "copy_rate", lambda *_: 1.0)
+    monkeypatch.setattr(timing, "matrix_rate", lambda _, dtype, __: asked.append(dtype) or 2.0)
+    machine = timing.describe_machine(CPU, 1)
+    assert (machine["bf16_gflop_per_s"] is not None) == measured
+    assert (torch.bfloat16 in asked) == measured
