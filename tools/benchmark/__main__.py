@@ -16,6 +16,7 @@ own rates are measured in the same run. Threads: OMP_NUM_THREADS.
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     subjects = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     add_subject(subjects, "kernels", "the compiled operations", (2048, 1024), 15)
     sub = add_subject(subjects, "scaling", "how the operations' cost grows", (512, 256), 7)
-    sub.add_argument("--plot", metavar="FILE.png", help="also draw the numbers")
+    sub.add_argument("--plot", metavar="FILE.png", help="also draw the numbers, with matplotlib")
     sub = add_subject(subjects, "evaluate", "files to confusion matrix", (2048, 1024), 5)
     add_images(sub, 8)
     add_backbone(sub)
@@ -139,7 +140,10 @@ def show_growth(args: argparse.Namespace, device) -> list[dict]:
         rows.append(row)
         print(f"\n{scaling.table(row)}", flush=True)
     if args.plot:
-        scaling.draw(rows, args.size).save(args.plot, "PNG")
+        try:
+            scaling.draw(rows, args.size, args.plot)
+        except ImportError:
+            print("\nno chart: it needs matplotlib (pip install matplotlib)", file=sys.stderr)
     return rows
 
 
