@@ -36,7 +36,7 @@ from datasets import write_label_png
 from datasets.loading import make_loader
 from engine.device import pick_device
 from engine.errors import UserError
-from engine.files import write_text
+from engine.files import refuse_replacing, write_text
 from inference import label_folders, loop, outputs, photographs
 from inference.metrics import ConfusionMatrix, plain
 from models import MODELS
@@ -121,6 +121,7 @@ def check(args) -> None:
         raise UserError("--save makes a folder for each checkpoint, and two have the same name")
     if args.json:
         outputs.writable_folder(Path(args.json).parent)
+        refuse_replacing([args.json], filter(None, [*(args.restore_from or ()), args.data_list]))
 
 
 def score_checkpoint(args, path: str) -> dict:
@@ -138,7 +139,7 @@ def score_checkpoint(args, path: str) -> dict:
     )
     if not (dataset.labelled or args.save):
         raise UserError(f"{dataset.root}: split test has no labels: give --save to predict it")
-    scored = scored_classes(args.classes, dataset)
+    scored = scored_classes(args, dataset)
     sizes = {"input": set(), "label": set()}
     start = time.perf_counter()
     with saving(args, path, dataset) as save:
@@ -215,7 +216,7 @@ def saving(args, path: str, dataset) -> Iterator[Callable]:
 def score_folder(args) -> dict:
     """Score the PNGs of --predictions and print the scores."""
     dataset = loop.open_dataset(options.images(args), checkpoint={})
-    scored = scored_classes(args.classes, dataset)
+    scored = scored_classes(args, dataset)
     ids = args.prediction_ids or "train"
     pairs = label_folders.PredictedPairs(dataset, args.predictions, ids)
     confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
@@ -254,8 +255,12 @@ def side_by_side(results: list[dict]) -> list[str]:
     ]
 
 
-def scored_classes(subset: str | None, dataset) -> list[int] | None:
-    """Return the train ids of --classes, None for all."""
+def scored_classes(args, dataset) -> list[int] | None:
+    """Return the train ids of --classes, None for all; check that --json replaces no data."""
+    subset = args.classes
+    if args.json:
+        data = (path for index in range(len(dataset)) for path in dataset.paths(index))
+        refuse_replacing([args.json], data)
     if subset is not None and subset not in dataset.subsets:
         there = ", ".join(dataset.subsets) or "none"
         raise UserError(f"--classes {subset}: the subsets of {dataset.name} are: {there}")

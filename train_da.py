@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None = None):
 
 def main(args) -> None:
     """Adapt, train the baseline if asked for, then compare."""
-    make_folder(args.snapshot_dir)
+    make_folder(args.snapshot_dir, args.weights, args.restore_from)
     data = open_data(args)
     several = " (run 1 of 2)" if args.baseline else ""
     network, score = train(args, data, args.method, args.snapshot_dir, f"adapted{several}")

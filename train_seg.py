@@ -67,7 +67,7 @@ def open_data(args) -> tuple:
 
 def main(args) -> None:
     """Train, validate now and then, and end with last and best."""
-    make_folder(args.snapshot_dir)
+    make_folder(args.snapshot_dir, args.weights, args.restore_from)
     device, loading = pick_device(args.device), options.loading(args)
     precision = pick_precision(args.precision, device)
     augment = Augment(args.augment, sides=("source",))

@@ -69,7 +69,7 @@ def find_labels(
         if stem in found:
             raise UserError(f"{root}: {found[stem].name} and {path} have one stem: remove one")
         found[stem] = root / path
-    if not shaped:
+    if not shaped and folder.name != inner:
         maps = ("confidence/", "variance/") if (folder / "pseudo.json").is_file() else ()
         for stem in [stem for stem in found if stem.startswith(maps)] if maps else ():
             del found[stem]

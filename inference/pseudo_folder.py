@@ -237,7 +237,7 @@ def list_text(labels: dict[str, str]) -> str:
     for line, pair in zip(lines, labels.items(), strict=True):
         try:
             line.encode()
-            same = list_fields(line) == list(pair)
+            same = list_fields(line) == list(pair) and "\n" not in line
         except UnicodeEncodeError:
             same = False
         if not same:

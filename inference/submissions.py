@@ -8,6 +8,7 @@ only where each row begins is remembered.
 import contextlib
 import csv
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from engine.errors import UserError
 from engine.files import whole
 
 IMAGE, IDS = b"image_id", b"PredictionString"
+MAX_LINE = 2**28  # bytes: the ids of 67 megapixels
 
 csv.field_size_limit(sys.maxsize)  # a map of 256x256 is longer than the module's own limit
 
@@ -44,7 +46,7 @@ class Submission:
         if not self.path.is_file():
             raise UserError(f"{path}: no such file")
         self._file = self.path.open("rb", buffering=1 << 20)
-        start = self._file.readline()
+        start = self._line(1)
         self.header = self._fields(start.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n"), 1)
         for name in (IMAGE, IDS):
             if self.header.count(name) != 1:
@@ -54,7 +56,10 @@ class Submission:
 
         self._places: dict[bytes, tuple[int, int, int]] = {}  # image -> line, offset, bytes
         offset = len(start)
-        for number, line in enumerate(self._file, start=2):
+        for number in itertools.count(2):
+            line = self._line(number)
+            if not line:
+                break
             row = line.rstrip(b"\r\n")
             if row:
                 fields = self._fields(row, number)
@@ -106,6 +111,13 @@ class Submission:
         fields = self._row(image)
         fields[self._ids_column] = format_ids(ids)
         return join_fields(fields)
+
+    def _line(self, number: int) -> bytes:
+        """Return the next line of the file, empty at its end; one that never ends is refused."""
+        line = self._file.readline(MAX_LINE)
+        if len(line) == MAX_LINE:
+            raise UserError(f"{self.path}, line {number}: longer than {MAX_LINE} bytes")
+        return line
 
     def _row(self, image: bytes) -> list[bytes]:
         number, offset, length = self._places[image]

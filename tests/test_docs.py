@@ -120,13 +120,17 @@ def test_own_images_become_a_scored_and_seen_model(tmp_path: Path, monkeypatch, 
 
 
 def test_the_page_of_loveda_runs_as_written(tmp_path: Path, monkeypatch):
-    fakedata.make_loveda(tmp_path / "data/LoveDA")
+    root = fakedata.make_loveda(tmp_path / "data/LoveDA")
+    for domain in ("Urban", "Rural"):  # the test set has images alone
+        inner = f"{domain}/images_png"
+        shutil.copytree(root / "Val" / inner, root / "Test" / inner)
     monkeypatch.chdir(tmp_path)
     for words in commands("docs/loveda.md"):
         run(words, *SHORT, "--input-size", "64,64")
     for run_name in ("rural", "city", "control", "oracle"):
         assert "loveda_best.pth" in names(f"snapshots/{run_name}")
     assert any(name.endswith(".png") for name in names("snapshots/city/seen"))
+    assert len(names("snapshots/city/test/submission")) == 4
 
 
 def test_the_table_on_the_page_is_one(tmp_path: Path):

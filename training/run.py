@@ -1,5 +1,6 @@
 """One training run: its folder, log, checkpoints, signals and steps."""
 
+import re
 import signal
 import sys
 import time
@@ -24,6 +25,8 @@ from training.identity import Identity
 from training.log import Log, say
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts requeue on
+# files of a run, see `Run`; NAME may be any
+WRITTEN = re.compile(r"(.+_(\d+|best|finished)|last|previous)\.(pth|safetensors)")
 # what a file to resume from holds
 PARTS = {"state": dict, "options": dict, "step": int, "best": dict, "last": dict, "digests": dict}
 
@@ -51,12 +54,24 @@ def describe(
     }
 
 
-def make_folder(folder: str | Path) -> None:
+def make_folder(folder: str | Path, *start: str | None) -> None:
     """Make a snapshot folder, before anything else is done.
 
+    Args:
+        folder: of the run.
+        start: files that the run begins with.
+
     Raises:
-        UserError: it cannot be made, or is a file.
+        UserError: it cannot be made, is a file, or the run would replace what it begins with.
     """
+    for path in filter(None, start):
+        if (
+            WRITTEN.fullmatch(Path(path).name)
+            and Path(path).resolve().parent == Path(folder).resolve()
+        ):
+            raise UserError(
+                f"{path} would be written over by this run: give another --snapshot-dir"
+            )
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

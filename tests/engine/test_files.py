@@ -1,5 +1,6 @@
 """Files that are written whole, never through a link, readable to whom the user says."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -47,3 +48,30 @@ def test_modes_follow_the_umask(tmp_path: Path):
         subprocess.run([sys.executable, "-c", code, str(folder), umask], cwd=ROOT, check=True)
         for path in folder.iterdir():
             assert stat.S_IMODE(path.stat().st_mode) == mode, path
+
+
+def test_a_full_disk_is_said_with_the_file(monkeypatch, tmp_path: Path):
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*/a\.csv'"),
+        files.whole(tmp_path / "a.csv") as file,
+    ):
+        file.write(b"1")
+    monkeypatch.setattr(os, "fchmod", lambda *_: full(0))
+    with pytest.raises(UserError, match=r"cannot write .*/a\.json: No space left on device"):
+        files.write_text(tmp_path / "a.json", "1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path):
+    (tmp_path / "in").write_text("x")
+    for name, link in (("soft", os.symlink), ("hard", os.link)):
+        link(tmp_path / "in", tmp_path / name)
+        with pytest.raises(UserError, match=f"{name} would be written over"):
+            files.refuse_replacing([tmp_path / name], [tmp_path / "in"])
+    with pytest.raises(UserError, match="would be written over"):
+        files.refuse_replacing([tmp_path / "no" / ".." / "in", tmp_path / "in"], [tmp_path / "in"])
+    files.refuse_replacing([tmp_path / "new"], [tmp_path / "in", tmp_path / "gone"])
