@@ -21,6 +21,7 @@ from models.normalisation import NORMALISATIONS, normalise
 from models.pidnet import PIDNet
 from models.pspnet import PSPNet
 from models.segnet import SegNet
+from models.reading import read_weights_file
 from models.transforms import (
     SyncBatchNorm2d,
     checkpoint_activations,
@@ -30,7 +31,7 @@ from models.transforms import (
 from models.unet import UNet
 from models.unetplusplus import UNetPlusPlus
 from models.upernet import UPerNet
-from models.weights import LoadReport, load_state, load_weights, read_weights_file
+from models.weights import LoadReport, check_values, load_state, load_weights
 
 __all__ = [
     "MODELS",
@@ -39,6 +40,7 @@ __all__ = [
     "Network",
     "SyncBatchNorm2d",
     "build_model",
+    "check_values",
     "checkpoint_activations",
     "fold_batchnorm",
     "load_state",

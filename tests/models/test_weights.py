@@ -131,7 +131,7 @@ def test_strict_names_what_is_missing_and_unexpected(tmp_path):
     del state["context.bias"]
     path = save(tmp_path / "w.pth", state)
     assert load_weights(model, path).missing == ["context.bias"]
-    with pytest.raises(UserError, match=r"context\.bias \(16,\) missing, surplus \(2,\)"):
+    with pytest.raises(UserError, match=r"context\.bias \(16,\) missing; surplus \(2,\)"):
         load_weights(model, path, strict=True)
 
 
@@ -197,8 +197,8 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda p: None, "No such file"),
-        (lambda p: p.mkdir(), "Is a directory"),
+        (lambda p: None, "no such file"),
+        (lambda p: p.mkdir(), "not a regular file"),
         (lambda p: p.write_bytes(b""), "is empty"),
         (lambda p: p.write_bytes(b"\n<!DOCTYPE html><html>"), "web page"),
         (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1"), "Git LFS"),
