@@ -184,7 +184,7 @@ def vote_checkpoints(args) -> None:
     networks, dataset = loop.restore_all(
         names,
         pick_device(args.device),
-        architecture=None,
+        foreign=None,
         images=options.images(args),
         opener=partial(loop.open_dataset, labelled=args.select),
         precision=args.precision,

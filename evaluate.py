@@ -43,7 +43,7 @@ from models import MODELS
 
 # flags that act on networks alone
 FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "align_corners"}
-FOR_NETWORKS |= {"model", "device", "precision", "images"}
+FOR_NETWORKS |= {"model", "weights_entry", "device", "precision", "images"}
 # and those that act on labels alone
 FOR_LABELS = {"classes", "json", "set", "data_list", "batch_size", "cache", "loader_timeout"}
 
@@ -77,6 +77,7 @@ def parse_args(argv: list[str] | None = None):
     options.add_data(parser)
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
+    options.add_weights_entry(parser)
     options.add_device(parser)
     return options.parse(parser, argv, evaluates=True)
 
@@ -130,7 +131,7 @@ def score_checkpoint(args, path: str) -> dict:
     predictor, dataset = loop.restore(
         path,
         device,
-        architecture=args.model,
+        foreign=options.foreign(args),
         images=options.images(args),
         opener=loop.open_test_set,
         precision=args.precision,
@@ -168,7 +169,7 @@ def predict_images(args, path: str) -> None:
     (predictor,), found = loop.restore_all(
         [path],
         pick_device(args.device),
-        architecture=args.model,
+        foreign=options.foreign(args),
         images=options.images(args),
         opener=partial(photographs.open_photographs, args.images, args.save),
         precision=args.precision,

@@ -84,6 +84,7 @@ def parse_args(argv: list[str] | None = None):
     options.add_data(parser, split="train")
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
+    options.add_weights_entry(parser)
     options.add_device(parser)
     return options.parse(parser, argv)
 
@@ -95,7 +96,7 @@ def main(args) -> None:
     predictors, dataset = loop.restore_all(
         args.restore_from,
         pick_device(args.device),
-        architecture=args.model,
+        foreign=options.foreign(args),
         images=options.images(args),
         opener=partial(loop.open_dataset, labelled=args.score),
         precision=args.precision,

@@ -141,7 +141,8 @@ def prepare(args, data: Domains, names: list[str]) -> tuple:
     precision = pick_precision(args.precision, device)
     class_weight = data.known.class_weight
     num_classes = data.source.num_classes
-    student = Student(options.training(args, precision), num_classes, device, class_weight)
+    training = options.training(args, precision, data.source.class_names)
+    student = Student(training, num_classes, device, class_weight)
     network = student.network
     seed_everything(args.random_seed, "methods")
     setting = Setting(

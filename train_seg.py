@@ -85,7 +85,10 @@ def main(args) -> None:
     )
     say_facts({"training": (train_set, known.counts), "validation": (val, None)})
     student = Student(
-        options.training(args, precision), val.num_classes, device, known.class_weight
+        options.training(args, precision, val.class_names),
+        val.num_classes,
+        device,
+        known.class_weight,
     )
     network = student.published
     run = Run(

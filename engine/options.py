@@ -6,7 +6,7 @@ parses with `parse`; see `command_line`. Nothing here imports torch.
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine import words
@@ -23,7 +23,7 @@ from engine.parsing import (
     width_height,
 )
 from engine.recipes import RECIPES
-from engine.values import Images, Loading, Saving, Training, Validation, Views
+from engine.values import Foreign, Images, Loading, Saving, Training, Validation, Views
 
 __all__ = ["Parser", "parse", "parser", "plain", "refuse_idle"]
 
@@ -107,6 +107,7 @@ def add_training(parser: Parser) -> None:
         "or a file; default %(default)s",
     )
     flag("--restore-from", metavar="FILE", help="start from this checkpoint's model")
+    add_weights_entry(group)
     flag("--batch-size", type=at_least(1), default=1)
     flag("--iter-size", type=at_least(1), default=1, help="batches a step")
     _add_length(group)
@@ -261,8 +262,30 @@ def _add_optimisation(flag: Callable) -> None:
     flag("--warmup-steps", type=at_least(0), default=0)
 
 
-def training(args: argparse.Namespace, precision: str) -> Training:
-    """Return how the network is built and trained, in the precision that suits the device."""
+def add_weights_entry(group: argparse._ActionsContainer) -> None:
+    """Add the choice among several networks in one file."""
+    group.add_argument(
+        "--weights-entry",
+        metavar="NAME",
+        help="which weights of a file that holds several, for instance ema; default: the first "
+        "of model, state_dict and the like",
+    )
+
+
+def foreign(args: argparse.Namespace) -> Foreign | None:
+    """Return what is said of weights of other projects; None where checkpoints say it themselves.
+
+    Raises:
+        UserError: an entry without --model: our checkpoints have one network.
+    """
+    if args.model is None:
+        refuse_idle(args, {"weights_entry"}, "--model, for the weights of other projects")
+        return None
+    return Foreign(args.model, args.weights_entry)
+
+
+def training(args: argparse.Namespace, precision: str, classes: Sequence[str] = ()) -> Training:
+    """Return how a network of these classes is built and trained, in this precision."""
     schedule = [args.schedule] if isinstance(args.schedule, str) else args.schedule
     if schedule == ["poly"]:
         schedule = ["poly", f"power={args.power}"]
@@ -270,7 +293,9 @@ def training(args: argparse.Namespace, precision: str) -> Training:
         refuse_idle(args, {"power"}, "--schedule poly, without a power of its own")
     return Training(
         architecture=args.model,
+        classes=tuple(classes),
         weights=(args.weights, args.restore_from),
+        weights_entry=args.weights_entry,
         seed=args.random_seed,
         loss=args.loss,
         aux_weight=args.lambda_seg,

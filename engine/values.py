@@ -76,12 +76,27 @@ class Views:
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """What weights of other projects do not say themselves.
+
+    Attributes:
+        architecture: name and options of `models.build_model`.
+        entry: of the file; None for the one that is most likely meant.
+    """
+
+    architecture: dict[str, Any]
+    entry: str | None = None
+
+
+@dataclass(frozen=True)
 class Training:
     """How a network is built and trained.
 
     Attributes:
         architecture: name and options of `models.build_model`.
+        classes: their names, in the order of their ids.
         weights: what it starts from, one after the other: files, "imagenet"; None for nothing.
+        weights_entry: of the last of these files; None for the one that is most likely meant.
         seed: of the random weights.
         loss: words of --loss; None for the network's own.
         aux_weight: of the auxiliary output's loss; None for the network's own.
@@ -102,7 +117,9 @@ class Training:
     """
 
     architecture: dict[str, Any]
+    classes: tuple[str, ...] = ()
     weights: tuple[str | None, ...] = ()
+    weights_entry: str | None = None
     seed: int = 0
     loss: list[str] | None = None
     aux_weight: float | None = None

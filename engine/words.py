@@ -119,6 +119,34 @@ def bind(what: str, function: Callable, given: Iterable[tuple[str, str]]) -> dic
     return result
 
 
+def check(what: str, function: Callable, given: dict[str, Any]) -> None:
+    """Check arguments that come from a file: each must be what `bind` would have made of words.
+
+    Args:
+        what: has them, for messages.
+        function: whose keyword-only arguments they are.
+        given: by name; a list stands for a tuple.
+
+    Raises:
+        UserError: an argument that does not exist, of another kind, or out of its range.
+    """
+    for name, value in given.items():
+        made = bind(what, function, [(name, _as_word(value))])[name]
+        listed = tuple(value) if isinstance(value, list) else value
+        whole = type(listed) is int and type(made) is float
+        if listed != made or not (whole or type(listed) is type(made)):
+            raise UserError(f"{what}: {name} is {value!r}; {made!r} or the like expected")
+
+
+def _as_word(value: Any) -> str:
+    """Return the word that stands for a value on the command line."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    if value is None:
+        return "none"
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
 def _wanted(keyword: Keyword, error: Exception) -> str:
     """Say what a value should have been."""
     if isinstance(error, argparse.ArgumentTypeError):

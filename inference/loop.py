@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,13 @@ from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
 import models
-from datasets import open_images
+from datasets import DATASETS, open_images
 from datasets.base import NoLabels
 from datasets.loading import make_loader, on_device
 from engine import processes
 from engine.device import pick_precision
 from engine.errors import UserError
-from engine.values import Images, Loading, Views
+from engine.values import Foreign, Images, Loading, Views
 from inference.metrics import ConfusionMatrix
 from inference.predictor import Predictor
 from models.checkpoint import load_model
@@ -138,7 +139,7 @@ def open_dataset(images: Images, checkpoint: dict, labelled: bool = True) -> Dat
     known = {}
     if dataset in (None, checkpoint.get("dataset")):
         dataset, known = checkpoint["dataset"], checkpoint.get("data", {})
-    known_options = dict(known.get("options", {}))
+    known_options = _own_options(dataset, known.get("options", {}))
     if split is None and list_file is None:
         split, list_file = known.get("split"), known.get("list_file")
     else:
@@ -169,6 +170,15 @@ def open_test_set(images: Images, checkpoint: dict) -> Dataset:
         return open_dataset(images, checkpoint, labelled=False)
 
 
+def _own_options(name: str, said: dict[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of its data and may say: the dataset's own options.
+
+    Somebody else's checkpoint must not choose where a cache is written, for instance.
+    """
+    known = DATASETS[name].options if name in DATASETS else {}
+    return {key: value for key, value in said.items() if key in known or key == "seed"}
+
+
 def restore(path: str | Path, device: torch.device, **how) -> tuple[Predictor, Dataset]:
     """Load one network for inference and open the images it is to be run on.
 
@@ -182,7 +192,7 @@ def restore_all(
     paths: list[str],
     device: torch.device,
     *,
-    architecture: dict | None,
+    foreign: Foreign | None,
     images: Images,
     opener: Callable[[Images, dict], Dataset] = open_dataset,
     precision: str = "auto",
@@ -192,11 +202,15 @@ def restore_all(
     """Load networks of the same classes for inference and open the images they are to be run on.
 
     Args:
-        paths: checkpoints of ours, or weights of another project when `architecture` is given.
+        paths: checkpoints of ours, or weights of another project when `foreign` is given.
         device: where the networks go.
         architecture: `name` and options of `models.build_model`; None for the checkpoint's.
         images: what to run on; what is None there the first checkpoint says.
         opener: is given the images and the first checkpoint, empty for weights of others.
+
+
+        foreign: what such weights do not say; None for checkpoints of ours.
+        images, labelled: see `open_dataset`; what they leave open the first checkpoint says.
         precision: bf16, fp32, or auto for the checkpoint's, else what suits the device.
         align_corners: None for the checkpoints', else the network's own.
         views: of the images.
@@ -209,7 +223,7 @@ def restore_all(
             disagree on the input size or align_corners where the command line leaves it open.
     """
     loaded = []
-    if architecture is None:
+    if foreign is None:
         loaded = [load_model(path, device) for path in paths]
         given = {"input_size": images.size, "align_corners": align_corners}
         _check_agreement(paths, [checkpoint for _, checkpoint in loaded], given)
@@ -217,6 +231,13 @@ def restore_all(
     for path in paths if architecture is not None else ():
         network = models.build_model(num_classes=dataset.num_classes, **architecture)
         print(models.load_weights(network, path, strict=True), flush=True)
+
+
+    dataset = open_dataset(images, loaded[0][1] if loaded else {}, labelled)
+    for path in paths if foreign is not None else ():
+        network = models.build_model(num_classes=dataset.num_classes, **foreign.architecture)
+        report = models.load_weights(network, path, strict=True, entry=foreign.entry)
+        print(report, flush=True)
         loaded.append((network, {"classes": dataset.class_names}))
     predictors = []
     for path, (network, checkpoint) in zip(paths, loaded, strict=True):
@@ -224,7 +245,9 @@ def restore_all(
         if align_corners is not None:
             network.align_corners = align_corners
         chosen = checkpoint.get("precision", "auto") if precision == "auto" else precision
-        network = models.fold_batchnorm(network).to(device, memory_format=torch.channels_last)
+        network = models.fold_batchnorm(network)
+        models.check_values(network.state_dict(), f"{path} with batch norms folded")
+        network = network.to(device, memory_format=torch.channels_last)
         predictors.append(Predictor(network, pick_precision(chosen, device), views))
     return predictors, dataset
 

@@ -1,50 +1,116 @@
 """Checkpoints of ours: enough to rebuild the network from."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import models
+from engine import words
 from engine.errors import UserError
+from engine.shapes import Either, OneOf, Within, misfit
+from models import normalisation
+from models.fit import fit_state
 
 FORMAT = 1
-# what a published checkpoint must hold to be rebuilt; `Run.publish` says what else there is
-PARTS = {"format": int, "model": dict, "arch": dict, "normalisation": dict, "classes": list}
+_COLOUR = (Within(0, 255),) * 3
+_OPTION = Either(None, bool, float, str, [Either(float, str)])
+_SIZE = (Within(1, 2**20), Within(1, 2**20))  # W, H in pixels
+# What a published checkpoint says, see `Run.publish`: nothing is used before it is known to be of
+# this shape. Only the data's folder and list are paths, and they are only read.
+SHAPE = {
+    "format": int,
+    "model": dict,
+    "arch": {
+        "name": str,
+        "num_classes": Within(1, 255),
+        ...: Either(None, bool, Within(0, 65536), float, str, [Within(0, 65536)]),
+    },
+    "normalisation": normalisation.SHAPE,
+    "classes": [str],
+    "palette?": Either(None, [Either(None, _COLOUR)]),
+    "dataset?": str,
+    "data?": {
+        "root?": Either(None, str),
+        "split?": Either(None, str),
+        "list_file?": Either(None, str),
+        "options?": {"seed?": Within(0), ...: _OPTION},
+        ...: object,
+    },
+    "input_size?": Either(None, _SIZE),
+    "align_corners?": bool,
+    "precision?": OneOf("auto", "bf16", "fp32"),
+    "step?": Within(0),
+    "score?": Either(None, dict),
+    ...: object,
+}
+MAX_ARCH = 2000  # characters: no network has options as long
 
 
-def load_checkpoint(path: str | Path) -> dict:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint of ours.
 
     Raises:
-        UserError: the file is missing, damaged, needs code to load, or is not one of ours.
+        UserError: the file is missing, damaged, needs code to load, is not one of ours, or says
+            something of another kind than expected.
     """
     value = models.read_weights_file(path)
     content = value if isinstance(value, dict) else {}
     if {"state", "options"} <= content.keys():
         raise UserError(f"{path} is for resuming; use NAME_STEP.pth or NAME_best.pth beside it")
-    wrong = [key for key, kind in PARTS.items() if not isinstance(content.get(key), kind)]
-    if not wrong and not {"name", "num_classes"} <= content["arch"].keys():
-        wrong = ["arch"]
-    if wrong:
+    needed = [key for key in SHAPE if key is not ... and not key.endswith("?")]
+    if absent := [key for key in needed if key not in content]:
         raise UserError(
-            f"{path} is not a segshift checkpoint ({', '.join(wrong)} missing or wrong); "
+            f"{path} is not a segshift checkpoint (without {', '.join(absent)}); "
             "give --model and load it as weights"
         )
-    if content["format"] > FORMAT:
+    if type(content["format"]) is int and content["format"] > FORMAT:
         raise UserError(f"{path} is of format {content['format']}; this is {FORMAT}")
+    fault = misfit(content, SHAPE) or normalisation.wrong(content["normalisation"])
+    if fault is not None:
+        raise UserError(f"{path}: {fault}")
+    classes, count = content["classes"], content["arch"]["num_classes"]
+    if len(classes) != count or len(set(classes)) != count:
+        raise UserError(f"{path}: {len(set(classes))} names of classes, {count} classes in arch")
+    if content.get("input_size") is not None:
+        content["input_size"] = tuple(content["input_size"])
+    _check_arch(path, content["arch"])
     return content
 
 
-def load_model(path: str | Path, device: torch.device) -> tuple[torch.nn.Module, dict]:
+def _check_arch(path: str | Path, arch: dict[str, Any]) -> None:
+    """Raise UserError for an option of a network that its keywords do not allow."""
+    if len(repr(arch)) > MAX_ARCH:
+        raise UserError(f"{path}: arch is longer than any network's")
+    if arch["name"] not in models.MODELS:
+        there = ", ".join(models.MODELS)
+        raise UserError(f"{path}: arch.name is {arch['name']!r}, must be one of {there}")
+    known = models.MODELS[arch["name"]]
+    options = {models.RENAMED.get(key, key): value for key, value in arch.items()}
+    given = {k: v for k, v in options.items() if k not in ("name", "num_classes")}
+    words.check(f"{path}: arch: model {arch['name']}", known, given)
+
+
+def load_model(path: str | Path, device: torch.device) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Rebuild the model a checkpoint of ours describes, in eval mode on `device`.
+
+    It is first built without memory, and the file's tensors are compared with its: a small file
+    cannot ask for a large network.
 
     Returns:
         the model and the checkpoint without its tensors' key "model".
     """
     checkpoint = load_checkpoint(path)
-    model = models.build_model(**checkpoint["arch"])
-    models.load_state(model, checkpoint, str(path), strict=True)
+    tensors = {"model": checkpoint.pop("model")}
+    try:
+        with torch.device("meta"):
+            model = models.build_model(**checkpoint["arch"])
+        fit_state(model, tensors, str(path), strict=True)
+        model = models.build_model(**checkpoint["arch"])
+    except (UserError, RuntimeError) as error:  # RuntimeError: sizes that overflow
+        cause = str(error).splitlines()[0].removeprefix(f"{path}").lstrip(": ")
+        raise UserError(f"{path}: {cause}") from error
+    models.load_state(model, tensors, str(path), strict=True)
     model.normalisation = checkpoint["normalisation"]
     model.align_corners = checkpoint.get("align_corners", model.align_corners)
-    del checkpoint["model"]
     return model.eval().to(device, memory_format=torch.channels_last), checkpoint

@@ -104,6 +104,11 @@ def identify(args: Any, datasets: Mapping[str, Dataset | None], **options: Any) 
         for name, dataset in datasets.items()
         if dataset is not None
     }
+    digests |= {
+        f"the {name} classes": digest(json.dumps(dataset.class_names).encode())
+        for name, dataset in datasets.items()
+        if dataset is not None
+    }
     for dest in ("weights", "restore_from"):
         path = getattr(args, dest)
         if path is not None and Path(path).is_file():

@@ -19,6 +19,7 @@ from engine.errors import UserError
 from engine.files import UNFINISHED, save_tensors
 from engine.locks import FolderLock
 from engine.seeds import seed_everything
+from engine.shapes import Either, Within, misfit
 from engine.values import Saving
 from models.checkpoint import FORMAT
 from training.identity import Identity
@@ -27,8 +28,22 @@ from training.log import Log, say
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts requeue on
 # files of a run, see `Run`; NAME may be any
 WRITTEN = re.compile(r"(.+_(\d+|best|finished)|last|previous)\.(pth|safetensors)")
-# what a file to resume from holds
-PARTS = {"state": dict, "options": dict, "step": int, "best": dict, "last": dict, "digests": dict}
+# what a file to resume from holds; no score before the first validation, no digests in an old run
+_SCORE = Either(None, {"step": Within(0), "miou": Either(None, float), ...: object})
+SHAPE = {
+    "format": int,
+    "state": dict,
+    "options": {...: object},
+    "step": Within(0),
+    "best?": _SCORE,
+    "last?": _SCORE,
+    "digests?": Either(None, {...: str}),
+    ...: object,
+}
+
+
+# what load_state_dict raises where a state is another's
+FAULTS_OF_A_STATE = (LookupError, RuntimeError, ValueError, TypeError, AttributeError)
 
 
 def describe(
@@ -163,10 +178,11 @@ class Run:
         try:
             for key, item in state.items():
                 item.load_state_dict(saved["state"][key])
-        except (KeyError, RuntimeError, ValueError) as error:
-            cause = str(error).splitlines()[0]
+        except FAULTS_OF_A_STATE as error:
+            cause = (str(error).splitlines() or [""])[0] or type(error).__name__
             raise UserError(f"{path} does not fit this run's networks: {cause}") from error
-        self.best, self.last, self.step = saved["best"], saved["last"], saved["step"]
+        models.check_values(state["model"].state_dict(), str(path))
+        self.best, self.last, self.step = saved.get("best"), saved.get("last"), saved["step"]
         self.log.cut(self.step)
         say(f"resuming {path} at step {self.step}")
         return self.step
@@ -178,14 +194,8 @@ class Run:
             raise UserError(f"{path} is not a run of ours to resume")
         if content.get("format") != FORMAT:
             raise UserError(f"{path} is of format {content.get('format')}; this is {FORMAT}")
-        optional = ("best", "last", "digests")  # not before the first validation; in no old run
-        for key, kind in PARTS.items():
-            if not isinstance(content.get(key), kind) and not (
-                key in optional and content.get(key) is None
-            ):
-                raise UserError(f"{path}: its {key} is no {kind.__name__}")
-        if content["step"] < 0:
-            raise UserError(f"{path}: its step is {content['step']}")
+        if fault := misfit(content, SHAPE):
+            raise UserError(f"{path}: its {fault}")
 
     def _newest(self) -> tuple[Path, dict | None]:
         """Return `last.pth` and what is in it, or `previous.pth` where the last one is damaged."""

@@ -162,11 +162,14 @@ def build_network(training: Training, num_classes: int) -> models.Network:
         network.align_corners = training.align_corners
     if training.aux_weight is not None:
         network.aux_weight = training.aux_weight
-    for source in training.weights:
-        if source == "auto":
-            source = _published_if_there(network)
-        if source not in (None, "none"):
-            print(models.load_weights(network, source), flush=True)
+    sources = [_published_if_there(network) if s == "auto" else s for s in training.weights]
+    sources = [source for source in sources if source not in (None, "none")]
+    if training.weights_entry and not sources:
+        raise UserError("--weights-entry goes with --restore-from or --weights")
+    for source in sources:
+        how = {"entry": training.weights_entry} if source == sources[-1] else {}
+        report = models.load_weights(network, source, classes=training.classes, **how)
+        print(report, flush=True)
     if training.recompute:
         models.checkpoint_activations(network)
     return network.train()
