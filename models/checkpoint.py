@@ -24,7 +24,7 @@ SHAPE = {
     "arch": {
         "name": str,
         "num_classes": Within(1, 255),
-        ...: Either(None, bool, Within(0, 65536), float, str, [Within(0, 65536)]),
+        ...: Either(None, bool, float, str, [float]),
     },
     "normalisation": normalisation.SHAPE,
     "classes": [str],
@@ -34,7 +34,7 @@ SHAPE = {
         "root?": Either(None, str),
         "split?": Either(None, str),
         "list_file?": Either(None, str),
-        "options?": {"seed?": Within(0), ...: _OPTION},
+        "options?": {"seed?": Within(0), "classes?": Either(None, str, dict), ...: _OPTION},
         ...: object,
     },
     "input_size?": Either(None, _SIZE),
@@ -108,8 +108,8 @@ def load_model(path: str | Path, device: torch.device) -> tuple[torch.nn.Module,
         fit_state(model, tensors, str(path), strict=True)
         model = models.build_model(**checkpoint["arch"])
     except (UserError, RuntimeError) as error:  # RuntimeError: sizes that overflow
-        cause = str(error).splitlines()[0].removeprefix(f"{path}").lstrip(": ")
-        raise UserError(f"{path}: {cause}") from error
+        cause = str(error).splitlines()[0]
+        raise UserError(cause if cause.startswith(str(path)) else f"{path}: {cause}") from error
     models.load_state(model, tensors, str(path), strict=True)
     model.normalisation = checkpoint["normalisation"]
     model.align_corners = checkpoint.get("align_corners", model.align_corners)
