@@ -228,12 +228,6 @@ def restore_all(
         given = {"input_size": images.size, "align_corners": align_corners}
         _check_agreement(paths, [checkpoint for _, checkpoint in loaded], given)
     dataset = opener(images, loaded[0][1] if loaded else {})
-    for path in paths if architecture is not None else ():
-        network = models.build_model(num_classes=dataset.num_classes, **architecture)
-        print(models.load_weights(network, path, strict=True), flush=True)
-
-
-    dataset = open_dataset(images, loaded[0][1] if loaded else {}, labelled)
     for path in paths if foreign is not None else ():
         network = models.build_model(num_classes=dataset.num_classes, **foreign.architecture)
         report = models.load_weights(network, path, strict=True, entry=foreign.entry)

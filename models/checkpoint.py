@@ -15,7 +15,7 @@ from models.fit import fit_state
 FORMAT = 1
 _COLOUR = (Within(0, 255),) * 3
 _OPTION = Either(None, bool, float, str, [Either(float, str)])
-_SIZE = (Within(1, 2**20), Within(1, 2**20))  # W, H in pixels
+_SIZE = (Within(1, 2**20), Within(1, 2**20))  # W, H in pixels; one number is the long side
 # What a published checkpoint says, see `Run.publish`: nothing is used before it is known to be of
 # this shape. Only the data's folder and list are paths, and they are only read.
 SHAPE = {
@@ -37,7 +37,7 @@ SHAPE = {
         "options?": {"seed?": Within(0), "classes?": Either(None, str, dict), ...: _OPTION},
         ...: object,
     },
-    "input_size?": Either(None, _SIZE),
+    "input_size?": Either(None, Within(1, 2**20), _SIZE),
     "align_corners?": bool,
     "precision?": OneOf("auto", "bf16", "fp32"),
     "step?": Within(0),
@@ -72,7 +72,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     classes, count = content["classes"], content["arch"]["num_classes"]
     if len(classes) != count or len(set(classes)) != count:
         raise UserError(f"{path}: {len(set(classes))} names of classes, {count} classes in arch")
-    if content.get("input_size") is not None:
+    if isinstance(content.get("input_size"), list):
         content["input_size"] = tuple(content["input_size"])
     _check_arch(path, content["arch"])
     return content

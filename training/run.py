@@ -29,14 +29,14 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL: "try again later", what the batch scripts re
 # files of a run, see `Run`; NAME may be any
 WRITTEN = re.compile(r"(.+_(\d+|best|finished)|last|previous)\.(pth|safetensors)")
 # what a file to resume from holds; no score before the first validation, no digests in an old run
-_SCORE = Either(None, {"step": Within(0), "miou?": Either(None, float), ...: object})
+_SCORE = {"step": Within(0), "miou": float, ...: object}
 SHAPE = {
     "format": int,
     "state": dict,
     "options": {...: object},
     "step": Within(0),
-    "best?": _SCORE,
-    "last?": _SCORE,
+    "best?": Either(None, _SCORE),
+    "last?": Either(None, {"step": Within(0), ...: object}),
     "digests?": Either(None, {...: str}),
     ...: object,
 }

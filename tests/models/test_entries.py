@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from models import build_model, load_weights
+from models import MODELS, build_model, load_weights
 from models.discriminator import FCDiscriminator
+from models.entries import INNER
 
 
 def net(seed: int = 0, classes: int = 3, **options) -> torch.nn.Module:
@@ -118,6 +119,13 @@ SEVERAL = [
     ),
     ({**STATE, "ema": OTHER}, "the names themselves", "ema"),
 ]
+
+
+def test_no_network_of_ours_has_what_is_taken_out_of_the_middle_of_names():
+    for name in MODELS:
+        with torch.device("meta"):
+            names = build_model(name, 3).state_dict()
+        assert not INNER & {part for one in names for part in one.split(".")}
 
 
 @pytest.mark.parametrize(("value", "taken", "other"), SEVERAL)
