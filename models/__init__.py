@@ -20,8 +20,8 @@ from models.linknet import LinkNet
 from models.normalisation import NORMALISATIONS, normalise
 from models.pidnet import PIDNet
 from models.pspnet import PSPNet
-from models.segnet import SegNet
 from models.reading import read_weights_file
+from models.segnet import SegNet
 from models.transforms import (
     SyncBatchNorm2d,
     checkpoint_activations,
