@@ -112,7 +112,7 @@ def bind(what: str, function: Callable, given: Iterable[tuple[str, str]]) -> dic
             value = None if text == "none" and keyword.default is None else keyword.parse(text)
         except (ValueError, argparse.ArgumentTypeError) as error:
             raise UserError(f"{what}: {key}={text}: {_wanted(keyword, error)}") from None
-        if keyword.choices and value not in keyword.choices:
+        if keyword.choices and value not in (*keyword.choices, keyword.default):
             allowed = ", ".join(map(str, keyword.choices))
             raise UserError(f"{what}: {key}={text}: must be one of {allowed}")
         result[key] = value
