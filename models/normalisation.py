@@ -19,6 +19,7 @@ NORMALISATIONS = {
         "mean": [123.675, 116.28, 103.53],
         "std": [58.395, 57.12, 57.375],
     },
+    "half": {"order": "RGB", "mean": [127.5] * 3, "std": [127.5] * 3},
     "lite": {"order": "RGB", "mean": [127.0] * 3, "std": [128.0] * 3},
 }
 SHAPE = {"order": OneOf("RGB", "BGR"), "mean": (float,) * 3, "std": (float,) * 3}

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from engine.errors import UserError
-from models.encoders import convnext, densenet, efficientnet, mit, mobilenet, resnet, vgg
+from models.encoders import (
+    convnext,
+    densenet,
+    efficientnet,
+    hrnet,
+    mit,
+    mobilenet,
+    resnet,
+    vgg,
+    xception,
+)
 from models.encoders.base import Encoder, Row
 from models.layers import choose
 
 __all__ = ["ENCODERS", "Encoder", "Row", "build_encoder", "encoder_row"]
 
-FAMILIES = (resnet, vgg, mobilenet, efficientnet, densenet, convnext, mit)
+FAMILIES = (resnet, vgg, mobilenet, efficientnet, densenet, convnext, mit, hrnet, xception)
 ENCODERS: dict[str, Row] = {name: row for f in FAMILIES for name, row in f.ENCODERS.items()}
 
 

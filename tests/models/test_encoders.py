@@ -5,11 +5,13 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import integers
 from engine.errors import UserError
 from models import build_model
 from models.encoders import ENCODERS, build_encoder
+from models.layers import upsample_to
 from published import pattern
 
 # Trainable numbers without the classifier's: torchvision 0.28.0's, but se_resnext
@@ -74,6 +76,12 @@ PARAMETERS = {
     "mit_b3": 44_072_128,
     "mit_b4": 60_842_688,
     "mit_b5": 81_443_008,
+    # the segmentation networks' (19 classes) without their last layer
+    "hrnet_w18": 9_641_119 - 270 * (270 + 1 + 2 + 19) - 19,
+    "hrnet_w32": 29_305_536,
+    "hrnet_w48": 65_859_379 - 720 * (720 + 1 + 2 + 19) - 19,
+    "xception": 22_855_952 - 2_049_000,
+    "xception65": 39_916_312 - 2_049_000,
 }
 # The deepest map of packages' networks under weights of the integer formula, 64x64 pixels: mean,
 # standard deviation, the first value, the middle one and the last
@@ -88,6 +96,9 @@ GOLDEN = {
     "efficientnet_b0": (0.0114844, 0.0939454, 0.041771, 0.0477866, 0.162639),
     "timm_efficientnet_b0": (-0.00347723, 0.102666, 0.0754534, -0.0577408, -0.113929),
     "densenet121": (-0.0407599, 1.11986, 1.4254, -0.383583, 0.0761692),
+    "xception": (-340.577, 41009.1, 14334.2, 16002.1, 1325.72),
+    # timm 1.0.31
+    "xception65": (5445260.0, 8208660.0, 0.0, 0.0, 5852080.0),
     # NVlabs/SegFormer@65fa8cf
     "mit_b0": (0.00333001, 1.003, -1.16123, -1.41792, 0.674368),
 }
@@ -105,10 +116,16 @@ FAMILIES = (
     "densenet121",
     "convnext_tiny",
     "mit_b0",
+    "hrnet_w18",
+    "xception",
+    "xception65",
 )
 
 # What makes the maps of strides 8 and 16 alone, which DeepLabv3+ does not look at
-UNUSED = ("encoder.norm1.", "encoder.norm2.")
+UNUSED = {
+    "convnext_tiny": ("encoder.norm1.", "encoder.norm2."),
+    "hrnet_w18": ("encoder.stage4.2.fuse_layers.1.", "encoder.stage4.2.fuse_layers.2."),
+}
 
 
 def count(network: torch.nn.Module) -> int:
@@ -202,6 +219,27 @@ def test_convnext_gives_the_authors_logits():
     assert [v.item() for v in shown] == pytest.approx(expected, abs=1e-3 * 1.44243)
 
 
+def test_hrnet_gives_the_authors_logits():
+    """Of HRNet-Semantic-Segmentation@0bbb288; their last layer is put behind the four maps."""
+    encoder = build_encoder("hrnet_w18", 32).eval()
+    shapes = [(key, value.shape) for key, value in encoder.state_dict().items()]
+    encoder.load_state_dict(integers.state(shapes, gain=1.0))
+    conv, norm, last = nn.Conv2d(270, 270, 1), nn.BatchNorm2d(270), nn.Conv2d(270, 19, 1)
+    layer = nn.Sequential(conv, norm, nn.ReLU(), last).eval()
+    shapes = [(f"last_layer.{key}", value.shape) for key, value in layer.state_dict().items()]
+    state = integers.state(shapes, gain=1.0)
+    layer.load_state_dict({k.removeprefix("last_layer."): v for k, v in state.items()})
+    image = integers.uniform("input", 3 * 64 * 64).float().view(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = encoder.features(image)[-4:]
+        logits = layer(torch.cat([upsample_to(x, maps[0]) for x in maps], 1))
+    assert logits.shape == (1, 19, 16, 16)
+    flat = logits.flatten()
+    shown = [flat.mean(), flat.std(), flat[0], flat[len(flat) // 2], flat[-1]]
+    expected = [0.00629762, 0.230026, -0.0506684, 0.156321, -0.288269]
+    assert [v.item() for v in shown] == pytest.approx(expected, abs=1e-3 * 0.230026)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_evaluation_bfloat16_and_state(name: str):
     torch.manual_seed(0)
@@ -213,7 +251,7 @@ def test_training_evaluation_bfloat16_and_state(name: str):
     assert out.shape == (1, 3, 25, 33)
     (out * pattern(*out.shape)).sum().backward()
     for parameter_name, parameter in network.named_parameters():
-        if parameter_name.startswith(UNUSED) and name.startswith("convnext"):
+        if parameter_name.startswith(UNUSED.get(name, "-")):
             continue
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
@@ -233,6 +271,8 @@ def test_dilation_keeps_what_stride_computed(name: str):
     """Every pixel at output stride 32 is every second at 16, every fourth at 8."""
     if len(strides_of(name)) == 1:
         pytest.skip("has one output stride")
+    if name == "hrnet_w18":
+        pytest.skip("resizes between its branches, from other pixels")
     if name == "efficientnet_b0":
         pytest.skip("begins at the second pixel, as at its published size")
     torch.manual_seed(0)

@@ -28,6 +28,7 @@ SMP = {
     "vgg19": "vgg19",
     "vgg19_bn": "vgg19_bn",
     "mobilenet_v2": "mobilenet_v2",
+    "xception": "xception",
     "densenet121": "densenet121",
     "densenet161": "densenet161",
     "densenet169": "densenet169",
@@ -37,8 +38,11 @@ SMP = {
     **{f"mit_b{n}": f"mit_b{n}" for n in range(6)},
     **{f"timm_efficientnet_lite{n}": f"timm-tf_efficientnet_lite{n}" for n in range(5)},
 }
+# What makes an encoder timm's where it is another's by itself
+NAMED_AS_THEIRS = {"convnext": {"norms": False}}
 # Of timm, for images of any size: their maps of strides 4 to 32
 TIMM = {
+    "xception65": "xception65",
     **{f"efficientnet_lite{n}": f"tf_efficientnet_lite{n}" for n in range(5)},
     **{f"convnext_{size}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
 }
@@ -79,10 +83,24 @@ def test_smp(name: str, record_property: Callable):
 @torch.no_grad()
 def test_timm(name: str, record_property: Callable):
     theirs = peers.randomise(peers.timm_network(TIMM[name], features_only=True)).double()
-    how = {"norms": False} if name.startswith("convnext") else {}
+    how = NAMED_AS_THEIRS.get(name.rpartition("_")[0], {})
     ours = build_encoder(name, 32, **how).eval().double()
     carry(theirs, ours)
     # theirs leaves out the pixels behind the last whole patch
-    images = torch.randn(1, 3, 64, 96) if how else torch.randn(1, 3, 97, 131)
+    even = "norms" in how
+    images = torch.randn(1, 3, 64, 96) if even else torch.randn(1, 3, 97, 131)
     images = images.double()
     compare(ours.features(images)[-4:], theirs(images)[-4:], record_property)
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18", "hrnet_w32", "hrnet_w48"])
+@torch.no_grad()
+def test_hrnet_of_timm(name: str, record_property: Callable):
+    """Its four branches; timm resizes to the nearest pixel, and has a classifier behind them."""
+    theirs = peers.randomise(peers.timm_network(name)).double()
+    ours = build_encoder(name, 32, resize="nearest").eval().double()
+    carry(theirs, ours)
+    images = torch.randn(1, 3, 64, 96).double()
+    x = theirs.act1(theirs.bn1(theirs.conv1(images)))
+    x = theirs.act2(theirs.bn2(theirs.conv2(x)))
+    compare(ours.features(images)[-4:], theirs.stages(x), record_property)
