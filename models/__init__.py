@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 from engine.errors import UserError
+from models.acfnet import ACFNet
 from models.attention_unet import AttentionUNet
 from models.base import Network
 from models.compact import Compact
@@ -21,6 +22,7 @@ from models.normalisation import NORMALISATIONS, normalise
 from models.pidnet import PIDNet
 from models.pspnet import PSPNet
 from models.reading import read_weights_file
+from models.segformer import SegFormer
 from models.segnet import SegNet
 from models.transforms import (
     SyncBatchNorm2d,
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 MODELS: dict[str, type[Network]] = {
+    "acfnet": ACFNet,
     "attention_unet": AttentionUNet,
     "compact": Compact,
     "deeplabv1": DeepLabV1,
@@ -65,6 +68,7 @@ MODELS: dict[str, type[Network]] = {
     "linknet": LinkNet,
     "pidnet": PIDNet,
     "pspnet": PSPNet,
+    "segformer": SegFormer,
     "segnet": SegNet,
     "unet": UNet,
     "unetplusplus": UNetPlusPlus,

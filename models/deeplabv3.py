@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.words import Count, Share
 from models.encoded import EncodedNetwork
-from models.encoders import encoder_row
 from models.fcn import FCNHead
 from models.layers import (
     DepthwiseConv2d,
@@ -125,7 +123,7 @@ class DeepLabV3(EncodedNetwork):
         style: Annotated[Literal["torchvision", "smp"], "whose details"] = "torchvision",
     ):
         choose("style of deeplabv3", style, STYLES)
-        super().__init__(encoder, output_stride, **dilated_as(style, encoder))
+        super().__init__(encoder, output_stride, dilate_first=style == "smp")
         self.align_corners = style == "smp"
         dilations = require_positive("dilations", dilations)
         require_positive("width", [width])
@@ -165,13 +163,6 @@ class DeepLabV3(EncodedNetwork):
                 "--model deeplabv3 style=smp alone"
             )
         return renamed(state, SMP), skipped
-
-
-def dilated_as(style: str, encoder: str) -> dict[str, bool]:
-    """Return what tells an encoder to dilate as in smp; some families have one way."""
-    keywords = inspect.signature(encoder_row(encoder).build).parameters.values()
-    knows = any(k.name == "dilate_first" or k.kind is k.VAR_KEYWORD for k in keywords)
-    return {"dilate_first": True} if style == "smp" and knows else {}
 
 
 def renamed(state: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.words import Count, Share, Weight
 from models.base import trainable
 from models.deeplabv3 import ASPP as SeparableASPP
-from models.deeplabv3 import dilated_as, renamed, separable_norm_relu
+from models.deeplabv3 import renamed, separable_norm_relu
 from models.encoded import EncodedNetwork
 from models.layers import choose, conv_norm_relu, require_positive, upsample_to
 
@@ -173,7 +173,7 @@ class DeepLabV3Plus(EncodedNetwork):
     ):
         choose("head of deeplabv3plus", head, HEADS)
         separable = head == "separable"
-        super().__init__(encoder, output_stride, **dilated_as("smp" if separable else "", encoder))
+        super().__init__(encoder, output_stride, dilate_first=separable)
         light = self.channels[-1] < LIGHT_BELOW and not separable
         if dilations is None:
             scale = 2 if output_stride == 8 or separable else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import islice
 
 import torch
@@ -20,7 +21,7 @@ class EncodedNetwork(Network):
     Args:
         encoder: a name of `models.encoders.ENCODERS`.
         output_stride: of its deepest features.
-        **how: further arguments of the encoder's class.
+        **wishes: further arguments of the encoder's class, left out where it has none of that name.
 
     Attributes:
         channels: of the encoder's maps at strides 2, 4 and so on, five numbers; 0 at stride 2 where
@@ -30,9 +31,14 @@ class EncodedNetwork(Network):
 
     head_lr_factor: float = 1.0
 
-    def __init__(self, encoder: str, output_stride: int = 32, **how: object):
-        super().__init__(encoder_row(encoder).normalisation)
-        self.encoder = build_encoder(encoder, output_stride, **how)
+    def __init__(self, encoder: str, output_stride: int = 32, **wishes: object):
+        row = encoder_row(encoder)
+        super().__init__(row.normalisation)
+        classes = inspect.getmro(row.build) if inspect.isclass(row.build) else [row.build]
+        takes = {name for one in classes for name in inspect.signature(one).parameters}
+        wishes = {"norms": False} | wishes  # maps as timm and smp have them
+        known = {name: value for name, value in wishes.items() if name in takes}
+        self.encoder = build_encoder(encoder, output_stride, **known)
         self.channels = [0] * (5 - len(self.encoder.channels)) + list(self.encoder.channels)
 
     def require_stride_2(self, network: str, encoder: str) -> None:

@@ -25,7 +25,6 @@ STYLES = ("smp", "mmseg")
 # Patterns in the files of mmsegmentation and ConvNeXt -> smp's names, which are ours
 LEVELS = {"0": "2", "1": "1", "2": "0"}  # of the feature pyramid: theirs begin at the finest
 MMSEG = (
-    (r"^encoder\.norm(\d)\.", r"decoder.feature_norms.\1."),
     (r"^decode_head\.psp_modules\.", "decoder.psp.blocks."),
     (r"^decode_head\.bottleneck\.", "decoder.psp.out_conv."),
     (r"^decode_head\.lateral_convs\.(\d)", r"decoder.fpn_lateral_blocks.\1.conv_norm_relu"),
@@ -79,12 +78,17 @@ class Decoder(nn.Module):
         encoder_channels: of its five maps, the finest first.
         width: channels of every level.
         dropout: share of the result's channels that a training step leaves out.
+        normalise: whether each of the encoder's maps is layer-normalised first.
     """
 
-    def __init__(self, encoder_channels: Sequence[int], width: int, dropout: float):
+    def __init__(
+        self, encoder_channels: Sequence[int], width: int, dropout: float, normalise: bool
+    ):
         super().__init__()
         *skips, deepest = encoder_channels[-4:]
-        self.feature_norms = nn.ModuleList(ChannelNorm(c, eps=1e-6) for c in (*skips, deepest))
+        self.feature_norms = nn.ModuleList(
+            ChannelNorm(c, eps=1e-6) if normalise else nn.Identity() for c in (*skips, deepest)
+        )
         self.psp = Pools(deepest, width)
         self.fpn_lateral_blocks = nn.ModuleList(Lateral(c, width) for c in reversed(skips))
         self.fpn_conv_blocks = nn.ModuleList(
@@ -111,9 +115,10 @@ class UPerNet(EncodedNetwork):
     Args:
         num_classes: C, classes predicted.
         encoder: a name of `models.encoders.ENCODERS`.
-        style: "smp" resizes logits with corners aligned, at a width of 256; "mmseg" (mmsegmentation
-            and the authors of ConvNeXt and BEiT) without, at 512. None is "mmseg" for those two
-            families.
+        style: "smp" normalises the encoder's maps, has a width of 256 and resizes logits with
+            corners aligned; "mmseg" (mmsegmentation and the authors of ConvNeXt and BEiT) takes
+            them as the encoder has them (ConvNeXt's normalises its own there), with 512 channels
+            and corners that are not aligned. None is "mmseg" for those two families.
         output_stride: of the encoder's deepest features.
         width: channels of every level; None for the style's.
         dropout: share of the channels before the classifier that a training step leaves out.
@@ -124,10 +129,9 @@ class UPerNet(EncodedNetwork):
 
     Source: Xiao et al., 2018, Unified Perceptual Parsing, figure 4, in the forms of
     segmentation_models_pytorch 0.6.0 (decoders/upernet/decoder.py) and of mmsegmentation 0.x
-    (uper_head.py) as ConvNeXt uses it (semantic_segmentation/): the files of both load. In both
-    layouts every map of the encoder is layer-normalised first (in ConvNeXt's by its backbone).
-    Deviation: one image alone is normalised by running statistics where it has been averaged to one
-    value a channel.
+    (uper_head.py) as ConvNeXt uses it (semantic_segmentation/): the files of both load. Deviation:
+    one image alone is normalised by running statistics where it has been averaged to one value a
+    channel.
     """
 
     aux_weight = 0.4
@@ -143,15 +147,15 @@ class UPerNet(EncodedNetwork):
         dropout: Annotated[Share, "of the channels before the classifier"] = 0.1,
         multi_level: Annotated[bool, "an auxiliary head on the third stage"] = False,
     ):
-        super().__init__(encoder, output_stride)
         if style is None:
             style = "mmseg" if encoder.startswith(("convnext", "beit")) else "smp"
         choose("style of upernet", style, STYLES)
+        super().__init__(encoder, output_stride, norms=style == "mmseg", layer_scale=1.0)
         self.align_corners = style == "smp"
         if width is None:
             width = 256 if style == "smp" else 512
         require_positive("width", [width])
-        self.decoder = Decoder(self.channels, width, dropout)
+        self.decoder = Decoder(self.channels, width, dropout, normalise=style == "smp")
         self.segmentation_head = nn.Sequential(nn.Conv2d(width, num_classes, 1))
         initialise(self.decoder, self.segmentation_head)
         if multi_level:
