@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.errors import UserError
 from golden import Golden, check
+from models import build_model, load_weights
+from models.acfnet import class_centers
 
 Shapes = dict[str, torch.Size]
 
