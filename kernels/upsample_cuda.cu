@@ -1,6 +1,6 @@
 // argmax_upsample with CUDA. What it computes is defined in reference.py, bit for bit.
 //
-// What bounds it: instructions. A thread takes up to 4x4 pixels of one cell of the source, finds the
+// What bounds it: instructions. A thread takes up to 4x8 pixels of one cell of the source, finds the
 // classes that can win there, 22 instructions a class for all its pixels, and compares those alone,
 // 8 instructions a class and pixel; with confidence every class costs each pixel 25 more. Memory
 // sees a byte a pixel; the source stays in the caches. `python -m tools.benchmark sass` counts them.
@@ -19,19 +19,22 @@
 
 namespace {
 
-constexpr int kSide = 4;  // pixels of a thread, in each direction, where cells are large
+constexpr int kSide = 4;    // pixels of a thread at a time, in each direction, where cells are large
+constexpr int kPasses = 2;  // that many times downwards: what can win in the cell is found once
 
 struct Axis {
   int in, out;
   float scale, inverse;
   bool align_corners;
+  int parts;  // into which a cell is cut, for a thread each
 
-  Axis(int64_t in, int64_t out, bool align_corners)
+  Axis(int64_t in, int64_t out, bool align_corners, int most_pixels)
       : in(static_cast<int>(in)),
         out(static_cast<int>(out)),
         scale(scale_of(in, out, align_corners)),
         inverse(1.0f / std::max(scale, FLT_MIN)),
-        align_corners(align_corners) {}
+        align_corners(align_corners),
+        parts(std::max((this->out / this->in + most_pixels - 1) / most_pixels, 1)) {}
 
   __device__ int cell_of(int pixel) const {
     return min(static_cast<int>(exact_position(pixel, scale, align_corners)), in - 1);
@@ -52,9 +55,9 @@ struct Stretch {  // pixels of an axis that lie in one cell
   int cell, begin, end;
 };
 
-// A cell is cut into `parts`, which are numbered on through all cells.
-__device__ Stretch part_of_cell(const Axis& axis, int number, int parts) {
-  const int cell = number / parts, part = number % parts;
+// The parts are numbered on through all cells.
+__device__ Stretch part_of_cell(const Axis& axis, int number) {
+  const int parts = axis.parts, cell = number / parts, part = number % parts;
   const int first = axis.first_pixel(cell), pixels = axis.first_pixel(cell + 1) - first;
   return {cell, first + pixels * part / parts, first + pixels * (part + 1) / parts};
 }
@@ -65,7 +68,6 @@ struct Source {
   int64_t strides[4];  // n, c, h, w
   int num_classes;
   Axis ys, xs;
-  int parts;  // into which a cell is cut across, for a thread each
 };
 
 struct Corners {
@@ -219,8 +221,8 @@ argmax_upsample_kernel(const Source<T> source, unsigned stretches_y,
     Stretch ys{source.ys.cell_of(y_number), y_number, y_number + 1};
     Stretch xs{source.xs.cell_of(x_number), x_number, x_number + 1};
     if (side > 1) {
-      ys = part_of_cell(source.ys, y_number, 1);
-      xs = part_of_cell(source.xs, x_number, source.parts);
+      ys = part_of_cell(source.ys, y_number);
+      xs = part_of_cell(source.xs, x_number);
     }
     if (ys.begin >= ys.end || xs.begin >= xs.end) continue;
     const Cell<T> cell(source, n, ys.cell, xs.cell);
@@ -244,15 +246,15 @@ void launch_argmax_upsample(const at::Tensor& given, bool align_corners, at::Ten
   constexpr int64_t kMost = int64_t{1} << 30;  // what an int can be added to
   const bool far = std::max({given.stride(2), given.stride(3), int64_t{0}}) >= kMost;
   const at::Tensor logits = far ? given.contiguous() : given;
-  const Axis ys(logits.size(2), pred.size(1), align_corners);
-  const Axis xs(logits.size(3), pred.size(2), align_corners);
+  const Axis ys(logits.size(2), pred.size(1), align_corners, kPasses * kSide);
+  const Axis xs(logits.size(3), pred.size(2), align_corners, kSide);
   const Source<T> source{
       logits.const_data_ptr<T>(),
       {logits.stride(0), logits.stride(1), logits.stride(2), logits.stride(3)},
-      static_cast<int>(logits.size(1)), ys, xs, std::max((xs.out / xs.in + kSide - 1) / kSide, 1)};
+      static_cast<int>(logits.size(1)), ys, xs};
   const bool cells = ys.out / 2 >= ys.in && xs.out / 2 >= xs.in;
-  const int64_t stretches_y = cells ? ys.in : ys.out;
-  const int64_t stretches_x = cells ? int64_t{xs.in} * source.parts : xs.out;
+  const int64_t stretches_y = cells ? int64_t{ys.in} * ys.parts : ys.out;
+  const int64_t stretches_x = cells ? int64_t{xs.in} * xs.parts : xs.out;
   const int64_t tiles = logits.size(0) * stretches_y * ((stretches_x + kThreads - 1) / kThreads);
   TORCH_CHECK(std::max({tiles, logits.size(2), logits.size(3), pred.size(1), pred.size(2)}) < kMost,
               "more than CUDA's argmax_upsample can number: ", given.sizes(), " to ", pred.sizes());
