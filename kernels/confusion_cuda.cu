@@ -67,7 +67,8 @@ struct ByteCells : MatrixCells<uint8_t, uint8_t> {
     const unsigned skipped_row = can_be_ignored ? side : 0;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const unsigned rows = (equal_bytes(l.values[w], unsigned{ignored} * 0x01010101) >> 7) * skipped_row;
+      const unsigned skipped = equal_bytes(l.values[w], unsigned{ignored} * 0x01010101) >> 7;
+      const unsigned rows = skipped * skipped_row;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const unsigned two = half ? 0x4342 : 0x4140;  // bytes, each in 16 bits

@@ -8,6 +8,7 @@
     python -m tools.benchmark losses --batch-size 4        Lovasz, beside a sort per class
     python -m tools.benchmark loader --json loader.json    files -> samples
     python -m tools.benchmark vote --repeats 1             five submission files -> one
+    python -m tools.benchmark sass                         what the CUDA code lets an H100 do
 
 Both sides take turns on the same inputs and our results are first compared with the plain ones or
 with the reference. Times are medians in milliseconds, `ratio` is that of the medians. The machine's
@@ -30,6 +31,7 @@ from tools.benchmark import (
     loading,
     losses,
     operations,
+    sass,
     scaling,
     timing,
     training,
@@ -63,6 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sub.add_argument(
         "--plain-images", type=parsing.at_least(1), default=300, help="that the plain way does"
     )
+    sub = subjects.add_parser("sass", help=sass.__doc__, description=sass.__doc__)
+    sub.add_argument("--architecture", default="sm_90", metavar="sm_NN", help="default %(default)s")
     return parser.parse_args(argv)
 
 
@@ -104,6 +108,9 @@ def add_batch_size(sub: options.Parser, text: str) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Describe the machine, time, print, and write the numbers."""
+    if args.what == "sass":
+        sass.show(args.architecture)
+        return
     for file in (args.json, args.what == "scaling" and args.plot):
         if file:
             writable_folder(Path(file).parent)

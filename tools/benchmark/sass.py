@@ -35,7 +35,8 @@ class Code(NamedTuple):
     def inside(self, begin: int, end: int) -> "Code":
         """Return a part of it, with the loops within."""
         within = [(b - begin, e - begin) for b, e in self.loops if begin <= b and e <= end]
-        return Code(self.operations[begin:end], [l for l in within if l != (0, end - begin)])
+        whole = (0, end - begin)
+        return Code(self.operations[begin:end], [bounds for bounds in within if bounds != whole])
 
     def count(self, operation: str) -> int:
         """Return how many instructions begin with this."""
@@ -111,7 +112,7 @@ def count_rivals(logits: Tensor) -> float:
     return rivals[:, :whole].unflatten(1, (-1, 16)).amax(-1).float().mean().item()
 
 
-def kernels() -> list[Kernel]:
+def table() -> list[Kernel]:
     """Return the rows."""
     generator = torch.Generator().manual_seed(0)
     finer = (SIZE[0] * 16 // STRIDE, SIZE[1] * 16 // STRIDE)  # as smooth_logits has stride 16
@@ -209,7 +210,7 @@ def run(architecture: str) -> Iterator[dict]:
     """Yield a row for each kernel."""
     compiled = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kernel in kernels():
+        for kernel in table():
             if kernel.source not in compiled:
                 compiled[kernel.source] = compile_source(kernel.source, Path(folder), architecture)
             codes, said = compiled[kernel.source]
@@ -232,20 +233,17 @@ def run(architecture: str) -> Iterator[dict]:
             }
 
 
-def show(architecture: str) -> list[dict]:
-    """Print the table, or why there is none."""
+def show(architecture: str) -> None:
+    """Print the table in Markdown, or why there is none."""
     if reason := missing():
         print(reason)
-        return []
-    rows = []
+        return
     print("| kernel | registers | spilled | threads | instructions, bytes a pixel |", end="")
     print(" TB/s: issue, memory | us a map |\n|---|---|---|---|---|---|---|")
     for row in run(architecture):
-        rows.append(row)
         print(
             f"| {row['name']} | {row['registers']} | {row['spilled_bytes']} | "
             f"{row['occupancy']:.0%} | {row['instructions']:.1f}, {row['bytes']:g} | "
             f"{row['issue_tb_per_s']:.1f}, {row['memory_tb_per_s']:.1f} | {row['us_a_map']:.1f} |",
             flush=True,
         )
-    return rows
