@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.errors import UserError
 from models.encoders import (
+    beit,
     convnext,
     densenet,
     efficientnet,
@@ -19,7 +20,7 @@ from models.layers import choose
 
 __all__ = ["ENCODERS", "Encoder", "Row", "build_encoder", "encoder_row"]
 
-FAMILIES = (resnet, vgg, mobilenet, efficientnet, densenet, convnext, mit, hrnet, xception)
+FAMILIES = (resnet, vgg, mobilenet, efficientnet, densenet, convnext, mit, hrnet, xception, beit)
 ENCODERS: dict[str, Row] = {name: row for f in FAMILIES for name, row in f.ENCODERS.items()}
 
 

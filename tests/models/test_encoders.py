@@ -10,7 +10,7 @@ from torch import nn
 import integers
 from engine.errors import UserError
 from models import build_model
-from models.encoders import ENCODERS, build_encoder
+from models.encoders import ENCODERS, beit, build_encoder
 from models.layers import upsample_to
 from published import pattern
 
@@ -82,6 +82,13 @@ PARAMETERS = {
     "hrnet_w48": 65_859_379 - 720 * (720 + 1 + 2 + 19) - 19,
     "xception": 22_855_952 - 2_049_000,
     "xception65": 39_916_312 - 2_049_000,
+    # timm's for 224 pixels; tables for 640; the three transposed convolutions and a norm
+    "beit_base": 86_530_984 - 770_536 + 12 * 12 * (79**2 - 27**2) + 3 * 768 * (4 * 768 + 1) + 1536,
+    "beit_large": 304_430_568
+    - 1_027_048
+    + 24 * 16 * (79**2 - 27**2)
+    + 3 * 1024 * (4 * 1024 + 1)
+    + 2048,
 }
 # The deepest map of packages' networks under weights of the integer formula, 64x64 pixels: mean,
 # standard deviation, the first value, the middle one and the last
@@ -200,6 +207,36 @@ def test_golden(name: str):
     shown = (deepest.mean(), flat[0], flat[len(flat) // 2], flat[-1])
     for ours, theirs in zip(shown, (mean, *values), strict=True):
         assert abs(ours.item() - theirs) <= 1e-3 * std
+
+
+SMALL_BEIT = {"channels": 48, "depth": 3, "heads": 3, "taps": (0, 1, 2, 2), "layer_scale": 0.1}
+
+
+def test_beit_gives_timms_tokens_and_its_files_fit_another_size():
+    """Of timm 1.0.31's class Beit, three blocks of 48 channels, for images of 64 pixels."""
+    encoder = beit.Beit(**SMALL_BEIT, image_size=64, output_stride=32).eval()
+    shapes = [(key, value.shape) for key, value in encoder.state_dict().items()]
+    state = integers.state(shapes)
+    encoder.load_state_dict(encoder.convert_weights(state))
+    image = integers.uniform("input", 3 * 64 * 64).float().view(1, 3, 64, 64)
+    with torch.no_grad():
+        tokens = encoder.features(image)[2]
+        larger = encoder.features(image.repeat(1, 1, 2, 2)[..., :97, :])
+    assert tokens.shape == (1, 48, 4, 4)
+    flat = tokens.flatten()
+    shown = [flat.mean(), flat.std(), flat[0], flat[len(flat) // 2], flat[-1]]
+    expected = [0.0160306, 0.80701, 0.703421, -0.70665, -0.30222]
+    assert [v.item() for v in shown] == pytest.approx(expected, abs=1e-3 * 0.80701)
+    assert [tuple(m.shape[-2:]) for m in larger] == [(25, 32), (13, 16), (7, 8), (4, 4)]
+
+    other = beit.Beit(**SMALL_BEIT, image_size=96, output_stride=32)
+    other.load_state_dict(other.convert_weights(state))
+    name = "blocks.0.attn.relative_position_bias_table"
+    before, after = state[name], other.state_dict()[name]
+    assert after.shape == (11**2 + 3, 3)
+    # corners, middle and the three of the class token are as they were
+    for i, j in ((0, 0), (24, 60), (48, 120), (49, 121), (51, 123)):
+        torch.testing.assert_close(after[j], before[i])
 
 
 def test_convnext_gives_the_authors_logits():
