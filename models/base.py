@@ -33,9 +33,11 @@ class Network(nn.Module):
     aux_weight: float = 0.1
     default_loss: ClassVar[tuple[str, ...]] = ("ce",)
 
-    def __init__(self, normalisation: str = "torchvision"):
+    def __init__(self, normalisation: str | dict = "torchvision"):
         super().__init__()
-        self.normalisation = dict(NORMALISATIONS[normalisation])
+        if isinstance(normalisation, str):
+            normalisation = NORMALISATIONS[normalisation]
+        self.normalisation = dict(normalisation)
 
     def param_groups(self, lr: float) -> list[dict]:
         """Return the trainable parameters, each once, for an optimizer.

@@ -16,7 +16,7 @@ from models.encoders import (
     xception,
 )
 from models.encoders.base import Encoder, Row
-from models.layers import choose
+from models.encoders.timm_any import PREFIX, timm_row
 
 __all__ = ["ENCODERS", "Encoder", "Row", "build_encoder", "encoder_row"]
 
@@ -30,7 +30,11 @@ def encoder_row(name: str) -> Row:
     Raises:
         UserError: a name that does not exist; the message lists what does.
     """
-    choose("encoder", name, ENCODERS)
+    if name.startswith(PREFIX):
+        return timm_row(name)
+    if name not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise UserError(f"encoder is {name!r}, must be one of {known}, or {PREFIX}NAME of timm")
     return ENCODERS[name]
 
 
@@ -38,7 +42,7 @@ def build_encoder(name: str, output_stride: int, **how: object) -> Encoder:
     """Build an encoder with random weights.
 
     Args:
-        name: of ENCODERS.
+        name: of ENCODERS, or timm:NAME.
         output_stride: of its deepest features; what is not strided is dilated.
         **how: further arguments of its class, or other ones than the row's.
 

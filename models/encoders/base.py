@@ -18,7 +18,8 @@ class Row(NamedTuple):
     Attributes:
         build: (**arguments, output_stride) -> `Encoder`.
         arguments: what makes it this one of its family.
-        normalisation: key of `models.NORMALISATIONS`, what its published weights expect.
+        normalisation: key of `models.NORMALISATIONS`, or such a value: what its published weights
+            expect.
         weights: the address of its ImageNet weights, the start of the SHA-256 in the file's name;
             or the pip package that holds them; None where there are none.
         output_strides: that it can be built with.
@@ -26,7 +27,7 @@ class Row(NamedTuple):
 
     build: Callable[..., Encoder]
     arguments: dict
-    normalisation: str
+    normalisation: str | dict
     weights: str | None = None
     output_strides: tuple[int, ...] = OUTPUT_STRIDES
 

@@ -1,6 +1,7 @@
 """Encoders: their published numbers of parameters and outputs, every row, every output stride."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -342,3 +343,13 @@ def test_a_stride_that_does_not_exist():
     for name in FAMILIES:
         with pytest.raises(UserError, match=f"encoder {name}: output_stride is 4, must be one of"):
             build_encoder(name, 4)
+
+
+def test_timm_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="encoder timm:resnet26d needs timm: pip install timm"):
+        build_model("deeplabv3plus", 2, encoder="timm:resnet26d")
+    with pytest.raises(
+        UserError, match=r"encoder is 'resnet17', must be one of resnet18, .*timm:NAME"
+    ):
+        build_model("deeplabv3plus", 2, encoder="resnet17")

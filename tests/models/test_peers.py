@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import peers
+from engine.errors import UserError
+from models import build_model
 from models.encoders import Encoder, build_encoder
 
 LIMIT = 1e-9
@@ -104,3 +106,31 @@ def test_hrnet_of_timm(name: str, record_property: Callable):
     x = theirs.act1(theirs.bn1(theirs.conv1(images)))
     x = theirs.act2(theirs.bn2(theirs.conv2(x)))
     compare(ours.features(images)[-4:], theirs.stages(x), record_property)
+
+
+@pytest.mark.parametrize("name", ["resnet26d", "convnext_pico", "swin_tiny_patch4_window7_224"])
+@torch.no_grad()
+def test_any_network_of_timm(name: str):
+    torch.manual_seed(0)
+    network = build_model("deeplabv3plus", 3, encoder=f"timm:{name}", output_stride=32, width=8)
+    network.eval()
+    size = (224, 224) if "swin" in name else (97, 131)
+    maps = network.encoder.features(torch.randn(1, 3, *size))
+    strides = network.encoder.strides
+    assert strides[-4:] == [4, 8, 16, 32]
+    assert [m.shape[1] for m in maps] == network.encoder.channels
+    assert [tuple(m.shape[-2:]) for m in maps] == [
+        tuple(-(-side // stride) for side in size) for stride in strides
+    ]
+    names = peers.timm_network(name).state_dict()  # a published file's
+    assert set(network.encoder.convert_weights(names)) >= set(network.encoder.state_dict())
+    assert network.normalisation["mean"] == pytest.approx([123.675, 116.28, 103.53])
+
+
+def test_what_timm_has_not():
+    with pytest.raises(UserError, match=r"timm 1\.\S+ has no network 'resnet49'"):
+        build_encoder("timm:resnet49", 32)
+    with pytest.raises(UserError, match="encoder timm:vit_tiny_patch16_224: its maps have strides"):
+        build_encoder("timm:vit_tiny_patch16_224", 32)
+    with pytest.raises(UserError, match="output_stride 16"):
+        build_encoder("timm:swin_tiny_patch4_window7_224", 16)
