@@ -16,9 +16,11 @@ from models.deeplabv3plus import DeepLabV3Plus
 from models.fcn import FCN
 from models.fcn8s import FCN8s, FCN16s, FCN32s
 from models.fpn import FPN
+from models.hrnet import HRNet
 from models.layers import choose
 from models.linknet import LinkNet
 from models.normalisation import NORMALISATIONS, normalise
+from models.ocrnet import OCRNet
 from models.pidnet import PIDNet
 from models.pspnet import PSPNet
 from models.reading import read_weights_file
@@ -65,7 +67,9 @@ MODELS: dict[str, type[Network]] = {
     "fcn16s": FCN16s,
     "fcn32s": FCN32s,
     "fpn": FPN,
+    "hrnet": HRNet,
     "linknet": LinkNet,
+    "ocrnet": OCRNet,
     "pidnet": PIDNet,
     "pspnet": PSPNet,
     "segformer": SegFormer,

@@ -11,6 +11,12 @@ from golden import Golden, check, shapes_of
 from models import build_model, load_weights
 from models.fcn8s import bilinear
 
+
+def flat(shapes: dict[str, torch.Size]) -> dict[str, torch.Size]:
+    """HRNet's files hold the encoder's tensors beside the head's."""
+    return {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
+
+
 # The repositories are named in the networks' docstrings; 19 classes
 CLASSICS = {
     "attention_unet": Golden(
@@ -32,6 +38,22 @@ CLASSICS = {
         "5332a91c9131f595",
         (0.00912546, 0.53479, -0.015326, -0.976875, 0.228929),
         size=(65, 65),
+    ),
+    "hrnet": Golden(
+        ("hrnet", {}),
+        9_641_119,
+        "2a8a3cb665044765",
+        (0.00629762, 0.230026, -0.0506684, 0.156321, -0.288269),
+        rename=flat,
+        gain=1.0,
+    ),
+    "ocrnet": Golden(
+        ("ocrnet", {}),
+        12_080_818,
+        "3843f3f383df124c",
+        (0.0154764, 0.0846948, -0.0650801, -0.0892063, 0.100202),
+        rename=flat,
+        gain=1.0,
     ),
     "fcn8s": Golden(
         ("fcn8s", {}),

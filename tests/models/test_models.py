@@ -32,7 +32,9 @@ SMALL = {
     "upernet": {"encoder": "resnet18", "width": 16, "multi_level": True},
     "fcn": {"encoder": "resnet18", "multi_level": True},
     "fpn": {"encoder": "resnet18", "pyramid_channels": 8, "width": 32},
+    "hrnet": {"encoder": "resnet18"},
     "linknet": {"encoder": "resnet18"},
+    "ocrnet": {"encoder": "resnet18", "width": 16},
     "pidnet": {"multi_level": True, "width": 8},
     "pspnet": {"encoder": "resnet18", "width": 16, "multi_level": True},
     "unet": {"encoder": "resnet18", "decoder_channels": NARROW, "attention": "scse"},
@@ -48,7 +50,15 @@ STRIDES = {
         "pidnet": 8,
         "pspnet": 8,
     },
-    **{"compact": 2, "deeplabv3plus": 4, "fpn": 4, "segformer": 4, "upernet": 4},  # others: 1
+    **{
+        "compact": 2,
+        "deeplabv3plus": 4,
+        "fpn": 4,
+        "hrnet": 4,
+        "ocrnet": 4,
+        "segformer": 4,
+        "upernet": 4,
+    },  # others: 1
 }
 
 
