@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -169,20 +169,26 @@ def write_text(path: str | Path, text: str) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def save_tensors(value: dict, path: str | Path, keep: Path | None = None) -> None:
-    """Write `value` with torch.save so that `path` holds either the old file or the whole new one.
+def save_tensors(
+    value: dict,
+    path: str | Path,
+    keep: Path | None = None,
+    save: Callable[[dict, IO], None] = torch.save,
+) -> None:
+    """Write `value` so that `path` holds either the old file or the whole new one.
 
     Args:
         value: tensors and plain values.
         path: the file.
         keep: see `whole`.
+        save: writes a value to an open file.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; the old file is untouched.
     """
     try:
         with whole(path, keep=keep) as file:
-            torch.save(value, file)
+            save(value, file)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__ or error
         if "DataLoader worker" in str(cause):  # its death is raised wherever this process is

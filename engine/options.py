@@ -343,6 +343,12 @@ def add_saving(parser: Parser) -> None:
         flag(
             "--keep-last", type=at_least(1), metavar="K", help="SOURCE_STEP.pth files; default: all"
         ),
+        flag(
+            "--save-format",
+            choices=["pth", "safetensors"],
+            default="pth",
+            help="of published checkpoints; last.pth stays as it is; default %(default)s",
+        ),
         flag("--print-every", type=at_least(1), default=50, metavar="STEPS"),
         flag("--tensorboard", action="store_true"),
     ):
@@ -356,6 +362,7 @@ def saving(args: argparse.Namespace) -> Saving:
         score_every=args.save_pred_every,
         every_minutes=args.save_every_minutes,
         keep_last=args.keep_last,
+        format=args.save_format,
         tensorboard=args.tensorboard,
     )
 

@@ -153,6 +153,7 @@ class Saving:
         score_every: steps between validations, each published as a checkpoint.
         every_minutes: between saves of `last.pth` beside those; 0 for none.
         keep_last: how many published steps stay, the newest ones; None keeps all.
+        format: of published checkpoints: pth or safetensors.
         tensorboard: write scalars for it too.
     """
 
@@ -160,4 +161,5 @@ class Saving:
     score_every: int = 5000
     every_minutes: float = 0
     keep_last: int | None = None
+    format: str = "pth"
     tensorboard: bool = False

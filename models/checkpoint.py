@@ -8,8 +8,9 @@ import torch
 import models
 from engine import words
 from engine.errors import UserError
+from engine.files import save_tensors
 from engine.shapes import Either, OneOf, Within, misfit
-from models import normalisation
+from models import normalisation, safetensors
 from models.fit import fit_state
 
 FORMAT = 1
@@ -45,6 +46,20 @@ SHAPE = {
     ...: object,
 }
 MAX_ARCH = 2000  # characters: no network has options as long
+
+
+def save_checkpoint(value: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all, in the format that the path's ending says.
+
+    Args:
+        value: of `SHAPE`.
+        path: ends in .pth or .safetensors.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    save = safetensors.save if path.suffix == ".safetensors" else torch.save
+    save_tensors(value, path, save=save)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -13,14 +13,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from engine.files import whole
 from engine.shapes import OneOf, Within, misfit, parse_json
 
 MAX_HEADER = 100_000_000  # bytes
@@ -110,19 +108,14 @@ def _read_tensor(file: BinaryIO, name: str, entry: dict[str, Any]) -> Tensor:
     return tensor
 
 
-def save(value: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint whole or not at all.
+def save(value: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint.
 
     Args:
         value: "model" with tensors by name, and plain values that JSON can hold; a tuple becomes
             a list.
-        path: the file.
-
-    Raises:
-        OSError: it cannot be written.
+        file: open for writing.
     """
-    if sys.byteorder != "little":
-        raise NotImplementedError("safetensors files are little-endian; this machine is not")
     tensors = {name: t.detach().cpu().contiguous() for name, t in value["model"].items()}
     said = {key: one for key, one in value.items() if key != "model"}
     header: dict[str, Any] = {METADATA: {"format": "pt", OURS: json.dumps(said, allow_nan=False)}}
@@ -136,7 +129,6 @@ def save(value: dict[str, Any], path: str | Path) -> None:
         header[name] = entry | {"data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with whole(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            file.write(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        file.write(tensors[name].reshape(-1).view(torch.uint8).numpy())

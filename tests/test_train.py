@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate
 import fakedata
 import train_da
 import train_seg
@@ -393,6 +394,19 @@ def test_only_the_newest_steps_are_kept(adapt, tmp_path: Path):
     adapt(tmp_path, *flags)
     steps = {path.name for path in tmp_path.glob("camvid_*.pth")}
     assert steps == {"camvid_3.pth", "camvid_4.pth", "camvid_best.pth"}
+
+
+def test_safetensors_are_published_and_scored(adapt, data: str, tmp_path: Path):
+    flags = "--num-steps 3 --save-pred-every 1 --keep-last 1 --num-workers 0".split()
+    adapt(tmp_path, *flags, "--save-format", "safetensors")
+    names = {path.name for path in tmp_path.glob("camvid_*")}
+    assert names == {"camvid_3.safetensors", "camvid_best.safetensors"}
+    adapt(tmp_path, *flags)  # the formats of one run may differ
+    checkpoint, scores = tmp_path / "camvid_3.safetensors", tmp_path / "scores.json"
+    words = ["--restore-from", checkpoint, "--json", scores, "--precision", "fp32"]
+    evaluate.main(evaluate.parse_args([str(word) for word in [*words, "--data-dir", data]]))
+    (result,) = json.loads(scores.read_text())
+    assert result["images"] == "dusk_val"
 
 
 def test_a_save_is_due_by_the_clock(adapt, tmp_path: Path, monkeypatch):

@@ -21,7 +21,7 @@ from engine.locks import FolderLock
 from engine.seeds import seed_everything
 from engine.shapes import Either, Within, misfit
 from engine.values import Saving
-from models.checkpoint import FORMAT
+from models.checkpoint import FORMAT, save_checkpoint
 from training.identity import Identity
 from training.log import Log, say
 
@@ -238,13 +238,13 @@ class Run:
         self._last_is_whole = True
 
     def publish(self, model: torch.nn.Module, suffix: str, score: dict | None) -> Path:
-        """Write the model alone as `NAME_suffix.pth`, enough for evaluate.py.
+        """Write the model alone as `NAME_suffix`, enough for evaluate.py.
 
         Raises:
             UserError: a parameter or buffer is not finite; nothing is written.
         """
         self._refuse_not_finite(model)
-        path = self.folder / f"{self.name}_{suffix}.pth"
+        path = self.folder / f"{self.name}_{suffix}.{self.saving.format}"
         if processes.rank() != 0:
             return path
         checkpoint = {
@@ -256,7 +256,7 @@ class Run:
             "score": score,
             **self.meta,
         }
-        save_tensors(checkpoint, path)
+        save_checkpoint(checkpoint, path)
         return path
 
     def _refuse_not_finite(self, model: torch.nn.Module) -> None:
@@ -297,13 +297,15 @@ class Run:
         """Remove the published steps that are not among the newest `keep_last`."""
         if self.saving.keep_last is None or processes.rank() != 0:
             return
-        steps = [path.stem.removeprefix(f"{self.name}_") for path in self.published()]
+        steps = {path.stem.removeprefix(f"{self.name}_") for path in self.published()}
         for step in sorted(map(int, filter(str.isdecimal, steps)))[: -self.saving.keep_last]:
-            (self.folder / f"{self.name}_{step}.pth").unlink(missing_ok=True)
+            for path in self.published(str(step)):
+                path.unlink(missing_ok=True)
 
-    def published(self) -> list[Path]:
-        """Return the checkpoints for evaluate.py that are in the folder."""
-        return list(self.folder.glob(f"{self.name}_*.pth"))
+    def published(self, suffix: str = "*") -> list[Path]:
+        """Return the checkpoints for evaluate.py that are in the folder, in either format."""
+        names = (f"{self.name}_{suffix}.{ending}" for ending in ("pth", "safetensors"))
+        return [path for name in names for path in self.folder.glob(name)]
 
     # -- steps
 

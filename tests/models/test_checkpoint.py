@@ -9,8 +9,8 @@ import torch
 import evaluate
 from engine import words
 from engine.errors import UserError
-from models import MODELS, build_model, safetensors
-from models.checkpoint import load_checkpoint, load_model
+from models import MODELS, build_model
+from models.checkpoint import load_checkpoint, load_model, save_checkpoint
 from worlds import on_camvid, open_camvid, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ def test_a_checkpoint_chooses_no_argument(camvid: Path, tmp_path: Path, capsys):
 def test_a_whole_checkpoint_as_safetensors(tmp_path: Path):
     path = write_checkpoint(tmp_path / "net.pth", "camvid", ["a", "b", "c"], input_size=(64, 48))
     one, said = load_model(path, CPU)
-    safetensors.save(load_checkpoint(path), tmp_path / "net.safetensors")
+    save_checkpoint(load_checkpoint(path), tmp_path / "net.safetensors")
     other, same = load_model(tmp_path / "net.safetensors", CPU)
     assert same == said
     assert other.arch == one.arch

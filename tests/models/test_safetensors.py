@@ -23,6 +23,11 @@ TENSORS = {
 }
 
 
+def write(value: dict, path: Path) -> None:
+    with path.open("wb") as file:
+        safetensors.save(value, file)
+
+
 def assert_same(found: dict, expected: dict) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -44,7 +49,7 @@ def entry(dtype: str, shape: list, begin: int, end: int) -> dict:
 def test_what_is_saved_is_read(tmp_path: Path):
     path = tmp_path / "w.safetensors"
     said = {"step": 3, "classes": ["road", "ü"], "score": None}
-    safetensors.save({"model": TENSORS, **said}, path)
+    write({"model": TENSORS, **said}, path)
     read = read_weights_file(path)
     assert_same(read.pop("model"), TENSORS)
     assert read == said
@@ -70,7 +75,7 @@ def test_a_file_written_by_hand(tmp_path: Path):
 def test_the_package_and_we_agree(tmp_path: Path):
     torch_files = pytest.importorskip("safetensors.torch")
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
-    safetensors.save({"model": TENSORS, "step": 3}, ours)
+    write({"model": TENSORS, "step": 3}, ours)
     assert_same(torch_files.load_file(ours), TENSORS)
     plain = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
     torch_files.save_file(plain, theirs, {"note": "x"})
@@ -121,6 +126,6 @@ def test_wrappers_are_peeled_here_too(tmp_path: Path):
     source, model = (build_model("compact", 3, width=8) for _ in range(2))
     state = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
     path = tmp_path / "w.safetensors"
-    safetensors.save({"model": state}, path)
+    write({"model": state}, path)
     load_weights(model, path, strict=True)
     assert torch.equal(model.classifier.weight, source.classifier.weight)
