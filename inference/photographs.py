@@ -19,6 +19,7 @@ from datasets.photographs import Photographs
 from engine import processes
 from engine.errors import UserError
 from engine.files import whole
+from engine.start import printable
 from engine.values import Images
 from inference.label_folders import stems
 from inference.outputs import Look, Writers, at_once, file_of
@@ -200,7 +201,7 @@ def predict_photographs(
         for name, photograph, small in read_ahead(read, own, max(1, num_threads)):
             if photograph is None:
                 unreadable.append(small)
-                print(f"left out: {small}", file=sys.stderr, flush=True)
+                print(f"left out: {printable(small)}", file=sys.stderr, flush=True)
                 continue
             size = photograph.height, photograph.width
             (ids,) = predictor(small[None], size).cpu().numpy()

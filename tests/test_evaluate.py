@@ -86,7 +86,13 @@ def test_evaluate_several_checkpoints(checkpoint, camvid, tmp_path, capsys):
     assert printed.count("===> mIoU: ") == 2
     # the checkpoint's own protocol, unless the command line says otherwise
     assert "input 80x48, label 40x24, align_corners yes" in printed
-    assert printed.splitlines()[-1].endswith("other.pth")
+    lines = printed.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split() == ["IoU", "(1)", "(2)"])
+    assert lines[-2:] == [f"(1) {checkpoint}", f"(2) {other}"]
+    tables = [float(line.split()[-1]) for line in lines if line.startswith("===>building")]
+    assert [float(x) for x in lines[start + 2].split()[1:]] == tables  # side by side
+    means = [float(line.split()[-1]) for line in lines if line.startswith("===> mIoU")]
+    assert lines[-3].split() == ["mIoU", *(f"{mean:.2f}" for mean in means)]
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"net", "other"}
 
 
