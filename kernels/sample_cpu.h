@@ -64,7 +64,7 @@ INLINE Vector load(const Element* from) {
   return value;
 }
 
-// exp as reference.py evaluates it. Adding 1.5 * 2^23 rounds to an integer, which then stands in
+// exp as sampling.py evaluates it. Adding 1.5 * 2^23 rounds to an integer, which then stands in
 // the lowest bits; shifted into the exponent they give its power of two.
 INLINE Floats exp_of(Floats x) {
   x = x > -87.0f ? x : Floats{} - 87.0f;

@@ -5,7 +5,7 @@
 
 namespace {
 
-struct Position {  // see source_positions in reference.py
+struct Position {  // see source_positions in sampling.py
   int64_t low, high;
   float low_weight, high_weight;
 };
@@ -22,7 +22,7 @@ __device__ Position find_position(int64_t out, float scale, int64_t in_size, boo
   return {low, min(low + 1, in_size - 1), 1.0f - weight, weight};
 }
 
-__device__ float exp_of(float x) {  // see _exp in reference.py
+__device__ float exp_of(float x) {  // see _exp in sampling.py
   x = x > -87.0f ? x : -87.0f;
   const float n = rintf(x * 1.44269504f);
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;

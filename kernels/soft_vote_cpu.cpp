@@ -1,4 +1,4 @@
-// soft_vote on CPUs. What it computes is defined in reference.py, bit for bit.
+// soft_vote on CPUs. What it computes is defined in sampling.py, bit for bit.
 //
 // What bounds it: output pixels that lie in one cell of every member's grid form a block. Where one
 // class clearly wins its four corners (see Block), a block is filled; with the mean of probabilities

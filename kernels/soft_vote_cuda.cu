@@ -1,4 +1,4 @@
-// soft_vote with CUDA. What it computes is defined in reference.py, bit for bit.
+// soft_vote with CUDA. What it computes is defined in sampling.py, bit for bit.
 //
 // What bounds it: 10 float operations for each class, member and pixel, twice with a softmax as
 // confidence (and 23 more a class); one byte is written a pixel, with confidence four more. The

@@ -1,4 +1,4 @@
-// argmax_upsample on CPUs. What it computes is defined in reference.py, bit for bit.
+// argmax_upsample on CPUs. What it computes is defined in sampling.py, bit for bit.
 //
 // What bounds it: one byte is written a pixel. Where one class clearly wins a cell of the source
 // (find_clear_winners), that is all. Elsewhere each class costs 9 vector operations for 8 pixels,

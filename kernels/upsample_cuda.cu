@@ -1,4 +1,4 @@
-// argmax_upsample with CUDA. What it computes is defined in reference.py, bit for bit.
+// argmax_upsample with CUDA. What it computes is defined in sampling.py, bit for bit.
 //
 // What bounds it: instructions. A thread takes up to 4x8 pixels of one cell of the source, finds the
 // classes that can win there, 22 instructions a class for all its pixels, and compares those alone,
