@@ -35,7 +35,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
-from datasets import write_label_png
+from datasets import DATASETS, write_label_png
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import UNFINISHED, refuse_replacing
@@ -79,7 +79,7 @@ def parse_args(argv: list[str] | None = None):
         metavar="N",
         help=f"ids of --csv are 0..N-1; default {label_folders.VOID}",
     )
-    options.add_data(parser)
+    options.add_data(parser, DATASETS)
     options.add_views(parser)
     options.add_device(parser)
     return options.parse(parser, argv)

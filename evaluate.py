@@ -32,7 +32,7 @@ from engine import options, parsing, processes, start  # first: it says what is 
 
 # isort: split
 
-from datasets import write_label_png
+from datasets import DATASETS, write_label_png
 from datasets.loading import make_loader
 from engine.device import pick_device
 from engine.errors import UserError
@@ -74,7 +74,7 @@ def parse_args(argv: list[str] | None = None):
         metavar="P",
         help="of the colours in overlay/, where 0 is the photograph alone; default %(default)s",
     )
-    options.add_data(parser)
+    options.add_data(parser, DATASETS)
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
     options.add_weights_entry(parser)

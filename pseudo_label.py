@@ -36,6 +36,7 @@ from engine import options, parsing, processes, start  # first: it says what is 
 import torch
 
 import kernels
+from datasets import DATASETS
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import digest, file_digest
@@ -81,7 +82,7 @@ def parse_args(argv: list[str] | None = None):
         "--score", action="store_true", help="compare with the dataset's labels, which must exist"
     )
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
-    options.add_data(parser, split="train")
+    options.add_data(parser, DATASETS, split="train")
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
     options.add_weights_entry(parser)

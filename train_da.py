@@ -24,6 +24,7 @@ import torch
 
 import methods
 import models
+from datasets import DATASETS
 from datasets.domains import Domains, open_domains
 from datasets.facts import say_facts
 from datasets.loading import make_loader
@@ -47,7 +48,7 @@ def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
     parser = options.parser(__doc__)
     options.add_recipe(parser)
-    options.add_domains(parser)
+    options.add_domains(parser, DATASETS)
     options.add_validation(parser, domains=True)
     options.add_model(parser, MODELS)
     options.add_training(parser)
@@ -77,7 +78,12 @@ def parse_args(argv: list[str] | None = None):
         default=False,
         help="first train on the source alone, same seed and steps; compare at the end",
     ).free = True
-    return options.parse(parser, argv, default_recipe="streets")
+    args = options.parse(parser, argv, default_recipe="streets", unused=methods.unused)
+    options.refuse_idle_training(args)
+    methods.refuse_idle(args.method, args.given)
+    if args.val_on == "none":
+        options.refuse_idle(args, {"val_set", "val_list"}, "--val-on target or source")
+    return args
 
 
 def main(args) -> None:

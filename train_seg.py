@@ -17,7 +17,7 @@ from engine import options, parsing, processes, start  # first: it says what is 
 
 # isort: split
 
-from datasets import open_images, open_pseudo_labelled
+from datasets import DATASETS, open_images, open_pseudo_labelled
 from datasets.domains import open_divided
 from datasets.facts import say_facts
 from datasets.loading import step_batches
@@ -37,14 +37,16 @@ def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
     parser = options.parser(__doc__)
     options.add_recipe(parser)
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default="cityscapes", metavar="NAME")
-    group.add_argument("--data-dir", metavar="DIR").free = True
+    group = options.data_group(parser, DATASETS)
+    group.add_argument("--dataset", default="cityscapes", metavar="NAME", help="of the list above")
+    group.add_argument("--data-dir", metavar="DIR", help="its folder").free = True
     images = group.add_mutually_exclusive_group()
-    images.add_argument("--data-list", metavar="FILE")
+    images.add_argument("--data-list", metavar="FILE", help="list of `image label` lines")
     images.add_argument("--pseudo-labels", metavar="DIR", help="what pseudo_label.py wrote")
     group.add_argument("--set", default="train", help="split; default %(default)s")
-    group.add_argument("--num-images", type=parsing.at_least(1), help="use N of them, at random")
+    group.add_argument(
+        "--num-images", type=parsing.at_least(1), help="use N of them, at random; default: all"
+    )
     options.add_input_size(group, "--input-size", (1024, 512))
     options.add_data_option(group, "--data-option")
     options.add_validation(parser)
@@ -53,7 +55,9 @@ def parse_args(argv: list[str] | None = None):
     options.add_augmentation(parser, AUGMENTATIONS)
     options.add_saving(parser)
     options.add_device(parser)
-    return options.parse(parser, argv, spelled={"--target": "--dataset"})
+    args = options.parse(parser, argv, spelled={"--target": "--dataset"})
+    options.refuse_idle_training(args)
+    return args
 
 
 def open_data(args) -> tuple:

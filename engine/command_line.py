@@ -41,6 +41,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help that says what every flag is where it is left out."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        is_switch = action.nargs == 0 and action.default in (None, False, argparse.SUPPRESS)
+        if is_switch or action.required or not action.option_strings or "default" in text:
+            return text
+        return f"{text}; default {_shown(action.default)}"
+
+
+def _shown(value: Any) -> str:
+    """Return a default for people."""
+    if value is None or value is False or value == []:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 class OnOff(argparse.Action):
     """A flag with an optional value, and its --no- form: the value, True without it, or False."""
 
@@ -57,7 +75,7 @@ class OnOff(argparse.Action):
 
 def parser(description: str) -> Parser:
     """Return an empty parser that prints the script's docstring as it stands."""
-    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(description=description, formatter_class=Help)
 
 
 # ------------------------------------------------------------------ parsing
@@ -69,6 +87,7 @@ def parse(
     default_recipe: str | None = None,
     spelled: Mapping[str, str] = {},
     evaluates: bool = False,
+    unused: Callable[[list[str]], set[str]] = lambda _: set(),
 ) -> argparse.Namespace:
     """Parse the command line, the words of a recipe standing before the user's own.
 
@@ -81,6 +100,8 @@ def parse(
         default_recipe: the recipe when none is named and no data is given.
         spelled: flag of a recipe -> this script's word for it.
         evaluates: whether the script stands for AdaptSegNet's that evaluate.
+        unused: names of --method -> names of the options that none of them has, which are left out
+            of a recipe.
 
     Returns:
         The options. `given` holds the names of those that the user gave; `free` of those that
@@ -102,7 +123,7 @@ def parse(
     said = {key for key, value in vars(given).items() if value is not None}
     before = []
     if recipe is not None:
-        before = _recipe_words(parser, recipe, given, spelled)
+        before = _recipe_words(parser, recipe, given, spelled, unused)
         if adaptsegnet.is_first():
             print(f"recipe {recipe}: {shlex.join(before)}", flush=True)
     args = parser.parse_args([*before, *argv])
@@ -140,7 +161,11 @@ def _free(parser: Parser) -> set[str]:
 
 
 def _recipe_words(
-    parser: Parser, recipe: str, given: argparse.Namespace, spelled: Mapping[str, str]
+    parser: Parser,
+    recipe: str,
+    given: argparse.Namespace,
+    spelled: Mapping[str, str],
+    unused: Callable[[list[str]], set[str]],
 ) -> list[str]:
     """Return the words of a recipe that this script has a flag for and the user gave no other."""
     groups: dict[str, list[str]] = {}  # by the name of the option
@@ -159,6 +184,9 @@ def _recipe_words(
         dests = {action.dest for action in exclusive._group_actions}
         if any(getattr(given, dest) is not None for dest in dests):
             said |= dests
+    if "method" in groups or "method" in vars(given):
+        named = groups.get("method", ["--method", *(parser.get_default("method") or [])])[1:]
+        said |= unused(given.method or named)
     kept = {dest: one for dest, one in groups.items() if dest not in said}
     return [word for one in kept.values() for word in one]
 

@@ -60,7 +60,7 @@ def add_model(
     )
     flag("--backbone", help="the same as the word encoder=NAME, and so below")
     flag("--multi-level", action=BOOLEAN, help="an auxiliary head")
-    flag("--aspp-dilations", type=numbers(int), metavar="D,D,...")
+    flag("--aspp-dilations", type=numbers(int), metavar="D,D,...", help="of the head's branches")
     flag("--style", help="deeplabv2: caffe (AdaptSegNet's) or torchvision")
     flag("--norm", help="compact, deeplabv3plus: group or batch")
     flag("--width", type=at_least(1), help="channels of the head or network")
@@ -99,7 +99,8 @@ def add_training(parser: Parser) -> None:
     """Add what both training scripts take: steps, optimiser, loss, folder."""
     group = parser.add_argument_group("training")
     flag = group.add_argument
-    flag("--snapshot-dir", required=True, metavar="DIR").free = True
+    where = flag("--snapshot-dir", required=True, metavar="DIR", help="for all that a run writes")
+    where.free = True
     flag(
         "--weights",
         default="none",
@@ -108,14 +109,15 @@ def add_training(parser: Parser) -> None:
     )
     flag("--restore-from", metavar="FILE", help="start from this checkpoint's model")
     add_weights_entry(group)
-    flag("--batch-size", type=at_least(1), default=1)
+    flag("--batch-size", type=at_least(1), default=1, help="images a batch, of each process")
     flag("--iter-size", type=at_least(1), default=1, help="batches a step")
     _add_length(group)
-    flag("--random-seed", type=at_least(0), default=1234)
-    flag("--optimizer", choices=["sgd", "adam", "adamw", "adamp"], default="sgd")
-    flag("--learning-rate", type=at_least(0, float), default=2.5e-4)
+    flag("--random-seed", type=at_least(0), default=1234, help="of all that is drawn")
+    optimizers = ["sgd", "adam", "adamw", "adamp"]
+    flag("--optimizer", choices=optimizers, default="sgd", help="of the network")
+    flag("--learning-rate", type=at_least(0, float), default=2.5e-4, help="where it begins")
     flag("--momentum", type=at_least(0, float), default=0.9, help="of SGD")
-    flag("--weight-decay", type=at_least(0, float), default=5e-4)
+    flag("--weight-decay", type=at_least(0, float), default=5e-4, help="of the optimiser")
     _add_optimisation(flag)
     flag(
         "--loss",
@@ -259,7 +261,7 @@ def _add_optimisation(flag: Callable) -> None:
         help="of the learning rate: poly, linear, cosine, step or constant; default %(default)s",
     )
     flag("--power", type=at_least(0, float), default=0.9, help="of --schedule poly, its power=P")
-    flag("--warmup-steps", type=at_least(0), default=0)
+    flag("--warmup-steps", type=at_least(0), default=0, help="in which the rate rises from 0")
 
 
 def add_weights_entry(group: argparse._ActionsContainer) -> None:
@@ -282,6 +284,14 @@ def foreign(args: argparse.Namespace) -> Foreign | None:
         refuse_idle(args, {"weights_entry"}, "--model, for the weights of other projects")
         return None
     return Foreign(args.model, args.weights_entry)
+
+
+def refuse_idle_training(args: argparse.Namespace) -> None:
+    """Refuse flags of `add_training` that would do nothing beside others of it."""
+    if args.optimizer != "sgd":
+        refuse_idle(args, {"momentum"}, "--optimizer sgd")
+    if args.num_workers == 0:
+        refuse_idle(args, {"loader_timeout"}, "--num-workers of 1 or more")
 
 
 def training(args: argparse.Namespace, precision: str, classes: Sequence[str] = ()) -> Training:
@@ -349,8 +359,8 @@ def add_saving(parser: Parser) -> None:
             default="pth",
             help="of published checkpoints; last.pth stays as it is; default %(default)s",
         ),
-        flag("--print-every", type=at_least(1), default=50, metavar="STEPS"),
-        flag("--tensorboard", action="store_true"),
+        flag("--print-every", type=at_least(1), default=50, metavar="STEPS", help="and log"),
+        flag("--tensorboard", action="store_true", help="write events for it; needs its package"),
     ):
         action.free = True
 
@@ -430,19 +440,31 @@ def validation(args: argparse.Namespace) -> Validation:
 # ------------------------------------------------------------------ images
 
 
-def add_data(parser: Parser, split: str | None = None) -> None:
-    """Add the one dataset that a network is run on; what is left out, the checkpoint may know."""
-    group = parser.add_argument_group("data")
+def add_data(parser: Parser, datasets: Mapping[str, type], split: str | None = None) -> None:
+    """Add the one dataset that a network is run on; what is left out, the checkpoint may know.
+
+    Args:
+        parser: of `parser`.
+        datasets: that may be named.
+        split: the default; None for what the checkpoint knows.
+    """
+    group = data_group(parser, datasets)
     flag = group.add_argument
     flag("--dataset", metavar="NAME", help="default: the checkpoint's")
-    flag("--data-dir", metavar="DIR").free = True
-    flag("--data-list", metavar="FILE", help="list of `image label` lines")
+    flag("--data-dir", metavar="DIR", help="default: the checkpoint's").free = True
+    flag("--data-list", metavar="FILE", help="list of `image label` lines instead of a split")
     flag(
         "--set", default=split, help=f"split; default: {split or 'the one validated on, else val'}"
     )
     add_data_option(group, "--data-option")
     add_input_size(group, "--input-size", None, "the checkpoint's, else the files' own")
-    flag("--batch-size", type=at_least(1), default=1)
+    flag("--batch-size", type=at_least(1), default=1, help="images at once, of one size")
+
+
+def data_group(parser: Parser, datasets: Mapping[str, type]) -> argparse._ArgumentGroup:
+    """Return a new group that lists the datasets and their splits."""
+    listed = "; ".join(f"{name} ({', '.join(one.splits)})" for name, one in datasets.items())
+    return parser.add_argument_group("data", f"datasets and their splits: {listed}")
 
 
 def add_input_size(
@@ -487,21 +509,26 @@ def images(args: argparse.Namespace) -> Images:
     )
 
 
-def add_domains(parser: Parser) -> None:
+def add_domains(parser: Parser, datasets: Mapping[str, type]) -> None:
     """Add the flags that say which images are the source's and which the target's."""
-    group = parser.add_argument_group("data")
+    group = data_group(parser, datasets)
     flag = group.add_argument
-    flag("--source", action="append", metavar="NAME", help="repeat to mix several")
+    flag(
+        "--source",
+        action="append",
+        metavar="NAME",
+        help="labelled dataset, repeated to mix several; default: gta5",
+    )
     flag("--data-dir", action="append", metavar="DIR", help="one for each --source").free = True
     flag("--data-list", action="append", metavar="FILE", help="one for each, or none")
     flag("--source-set", action="append", metavar="SPLIT", help="default: train")
     add_data_option(group, "--source-option")
-    flag("--target", default="cityscapes", metavar="NAME")
+    flag("--target", default="cityscapes", metavar="NAME", help="dataset that is adapted to")
     flag("--data-dir-target", metavar="DIR", help="default: the first --data-dir").free = True
-    flag("--data-list-target", metavar="FILE")
+    flag("--data-list-target", metavar="FILE", help="list of images instead of --set")
     flag("--set", default="train", help="the target's split; default %(default)s")
     add_data_option(group, "--target-option")
-    flag("--num-images", type=at_least(1), help="of the target, at random")
+    flag("--num-images", type=at_least(1), help="of the target, at random; default: all")
     flag(
         "--target-labels",
         type=count_or_all,

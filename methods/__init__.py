@@ -42,6 +42,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         words.add_flags(parser.add_argument_group(f"method {name}"), method, taken)
 
 
+def unused(names: list[str]) -> set[str]:
+    """Return the names of methods' options that none of these has."""
+    used = {key for name in names if name in METHODS for key in words.keywords(METHODS[name])}
+    return {key for method in METHODS.values() for key in words.keywords(method)} - used
+
+
+def refuse_idle(names: list[str], given: Iterable[str]) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        names: of the chosen methods.
+        given: names of the options that the user gave.
+
+    Raises:
+        UserError: names the first, and the methods that it is for.
+    """
+    for key in sorted(unused(names) & set(given)):
+        owners = [name for name, method in METHODS.items() if key in words.keywords(method)]
+        raise UserError(
+            f"--{key.replace('_', '-')} goes with --method {' or '.join(owners)}, "
+            f"not with {' '.join(names)}"
+        )
+
+
 class Adapting(nn.ModuleDict):
     """All methods of a run as one: built, checked, called, and their terms added up.
 

@@ -1,6 +1,9 @@
 """The house's rules, checked: imports, flags, what the docs say."""
 
+import argparse
 import ast
+import contextlib
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -118,6 +121,30 @@ def declared(parser_of) -> set[str]:
         with pytest.raises(SystemExit):
             parser_of([])
     return seen["dests"] - {"help"}
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_help_says_what_every_flag_is_for_and_its_default(name: str, monkeypatch, capsys):
+    """And lists the datasets with their splits, the networks, the methods and the recipes."""
+    seen = {}
+    monkeypatch.setattr(options, "parse", lambda parser, *_, **__: seen.update(parser=parser))
+    with contextlib.suppress(AttributeError, TypeError):  # of what is done with the options
+        __import__(name).parse_args([])
+    parser = seen["parser"]
+    formatter = parser._get_formatter()
+    for action in parser._actions:
+        flag = f"{name}.py {'/'.join(action.option_strings)}"
+        assert action.help, f"{flag} has no help"
+        text = formatter._expand_help(action)
+        is_switch = action.nargs == 0 and action.default in (None, False, argparse.SUPPRESS)
+        assert "default" in text or action.required or is_switch, f"{flag}: {text}"
+    shown = " ".join(parser.format_help().split())
+    for dataset in datasets.DATASETS.values():
+        assert f"{dataset.name} ({', '.join(dataset.splits)})" in shown
+    lists = [models.MODELS] if name != "ensemble" else []
+    lists += [methods.METHODS] if name == "train_da" else []
+    for one in itertools.chain(*lists):
+        assert one in shown
 
 
 def functions(module: str) -> dict[str, ast.FunctionDef]:
