@@ -195,7 +195,7 @@ def test_train_seg_trains_resumes_and_evaluate_needs_no_model_flag(data: str, tm
         ("--input-size 0,512", "expected W,H in pixels"),
         ("--batch-size 0", "expected int >= 1: '0'"),
         ("--crop-size 500,500", "--crop-size 500,500 is larger than the images 160,96"),
-        ("--device tpu", "--device is auto, cpu, cuda or cuda:N, not 'tpu'"),
+        ("--device tpu", "--device is auto, cpu, cuda, cuda:N or mps, not 'tpu'"),
         ("--device cuda:7", "this machine has"),
         ("--restore-from nowhere.pth", "nowhere.pth"),
         ("--random-scale 0,0", "expected LOW,HIGH, 0 < LOW <= HIGH: '0,0'"),

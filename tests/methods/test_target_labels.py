@@ -287,7 +287,9 @@ def test_each_trains_resumes_bit_for_bit_and_has_a_control(
     data: Path, pseudo: Path, tmp_path: Path, flags: str
 ):
     words = [*flags.replace("PSEUDO", str(pseudo)).split(), "--num-steps", "4"]
-    words += ["--num-workers", "0", "--fixmatch-threshold", "0", "--mix-threshold", "0"]
+    words += ["--num-workers", "0"]
+    for name in {"fixmatch", "mix"} & {*words}:
+        words += [f"--{name}-threshold", "0"]
     whole = adapt(data, tmp_path / "whole", *words)
     assert adapt(data, tmp_path / "parts", *words, "--num-steps-stop", "2")["step"] == 2
     assert_equal(whole["state"], adapt(data, tmp_path / "parts", *words)["state"])
