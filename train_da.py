@@ -1,6 +1,6 @@
 """Adapt a segmentation network to unlabelled images of another domain.
 
-With no data flags, on images that are drawn on the fly (two CPU cores, two minutes):
+With no data flags, on images that are drawn on the fly (two CPU cores, three minutes):
 
     python train_da.py --snapshot-dir snapshots/demo
 

@@ -173,7 +173,7 @@ def save_tensors(
     value: dict,
     path: str | Path,
     keep: Path | None = None,
-    save: Callable[[dict, IO], None] = torch.save,
+    save: Callable[[dict, IO], None] | None = None,
 ) -> None:
     """Write `value` so that `path` holds either the old file or the whole new one.
 
@@ -181,14 +181,14 @@ def save_tensors(
         value: tensors and plain values.
         path: the file.
         keep: see `whole`.
-        save: writes a value to an open file.
+        save: writes a value to an open file; None for torch.save.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; the old file is untouched.
     """
     try:
         with whole(path, keep=keep) as file:
-            save(value, file)
+            (save or torch.save)(value, file)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__ or error
         if "DataLoader worker" in str(cause):  # its death is raised wherever this process is

@@ -133,6 +133,11 @@ def test_the_page_of_loveda_runs_as_written(tmp_path: Path, monkeypatch):
     assert len(names("snapshots/city/test/submission")) == 4
 
 
+def test_the_readmes_demo_has_a_column_for_the_seed_of_make_demo():
+    seed = train_da.parse_args(["--snapshot-dir", "s"]).random_seed
+    assert f"| seed {seed} (`make demo`) |" in (ROOT / "README.md").read_text()
+
+
 def test_the_table_on_the_page_is_one(tmp_path: Path):
     page = (ROOT / "docs/own-data.md").read_text()
     (tmp_path / "classes.json").write_text(re.search(r"```json\n(.*?)```", page, re.S)[1])
