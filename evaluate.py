@@ -37,7 +37,7 @@ from datasets.loading import make_loader
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import refuse_replacing, write_text
-from inference import label_folders, loop, outputs, photographs
+from inference import intervals, label_folders, loop, outputs, photographs
 from inference.metrics import ConfusionMatrix, plain
 from models import MODELS
 
@@ -46,6 +46,7 @@ FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "
 FOR_NETWORKS |= {"model", "weights_entry", "device", "precision", "images"}
 # and those that act on labels alone
 FOR_LABELS = {"classes", "json", "set", "data_list", "batch_size", "cache", "loader_timeout"}
+FOR_LABELS |= {"intervals"}
 
 
 def parse_args(argv: list[str] | None = None):
@@ -61,6 +62,12 @@ def parse_args(argv: list[str] | None = None):
     )
     parser.add_argument("--classes", metavar="N", help="score a subset: SYNTHIA's 16 or 13")
     parser.add_argument("--json", metavar="FILE", help="write the scores")
+    parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="say between what the mIoU lies (95 %%, images drawn anew), and of several networks "
+        "how each differs from the first",
+    )
     parser.add_argument("--save", metavar="DIR", help="write the predictions as PNGs")
     parser.add_argument(
         "--images",
@@ -93,8 +100,12 @@ def main(args) -> None:
         results = [score_folder(args)]
     else:
         results = [score_checkpoint(args, path) for path in args.restore_from]
+    draws = [result.pop("draws", None) for result in results]
     if len(results) > 1:
         print("\n".join(side_by_side(results)))
+        for i, found in beside_the_first(results, draws):
+            results[i]["beside_first"] = found._asdict()
+            print(f"({i + 1}) - (1): {found}")
     if args.json and processes.rank() == 0:
         write_text(args.json, json.dumps(results, indent=1) + "\n")
 
@@ -150,7 +161,9 @@ def score_checkpoint(args, path: str) -> dict:
             sizes["label"].add(tuple(pred.shape[-2:]))
             save(batch["name"], pred)
 
-        confusion = loop.evaluate(predictor, dataset, options.loading(args), args.batch_size, note)
+        confusion = loop.evaluate(
+            predictor, dataset, options.loading(args), args.batch_size, note, args.intervals
+        )
     protocol = {
         **{key: shown_sizes(seen) for key, seen in sizes.items()},
         "align_corners": predictor.align_corners,
@@ -220,7 +233,9 @@ def score_folder(args) -> dict:
     scored = scored_classes(args, dataset)
     ids = args.prediction_ids or "train"
     pairs = label_folders.PredictedPairs(dataset, args.predictions, ids)
-    confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, allow_void=True)
+    confusion = ConfusionMatrix(
+        dataset.num_classes, dataset.class_names, allow_void=True, each_image=args.intervals
+    )
     seen = set()
     start = time.perf_counter()
     own = processes.share(len(pairs))
@@ -235,6 +250,15 @@ def score_folder(args) -> dict:
         "ids": ids,
     }
     return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
+
+
+def beside_the_first(results: list[dict], draws: list) -> Iterator[tuple]:
+    """Yield each network's place and its gain over the first, where both saw the same images."""
+    same = ("dataset", "images", "count", "classes")
+    for i, (result, own) in enumerate(zip(results, draws, strict=True)):
+        comparable = all(result[key] == results[0][key] for key in same)
+        if i > 0 and comparable and own is not None and draws[0] is not None:
+            yield i, intervals.difference(own, draws[0])
 
 
 def side_by_side(results: list[dict]) -> list[str]:
@@ -309,6 +333,10 @@ def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> 
     if scores["void_share"]:
         print(f"{scores['void_share']:.2f} % of the pixels have no predicted class: misses")
     result = {**protocol, **confusion.summary(scored), "seconds": seconds}
+    if args.intervals:
+        result["draws"] = intervals.drawn_miou(confusion.images, scored)
+        result["miou_interval"] = intervals.interval(result["draws"])
+        print(f"mIoU {scores['miou']:.1f} {result['miou_interval']}, 95 % of the draws of images")
     if dataset.categories:
         categories = confusion.group_iou(dataset.categories)
         present = [iou for iou in categories.values() if not math.isnan(iou)]

@@ -6,6 +6,7 @@ one image are anything but independent. Frames of one film are not independent e
 over them are too narrow.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,18 +38,20 @@ def drawn(images: int, draws: int = DRAWS, seed: int = 0) -> Tensor:
 
 
 def drawn_miou(
-    counts: Tensor, scored: list[int] | None = None, draws: int = DRAWS, seed: int = 0
+    counts: Sequence[Tensor], scored: list[int] | None = None, draws: int = DRAWS, seed: int = 0
 ) -> Tensor:
     """Return the mIoU of each draw, float64 [draws], in percent, nan where nothing is left.
 
     Args:
-        counts: int64 [N,C+1,C+1], the confusion matrix of each image; see `ConfusionMatrix`.
+        counts: of each of N images int64 [C+1,C+1]; see `ConfusionMatrix`.
         scored: classes of the mean; None for all.
         draws, seed: see `drawn`.
     """
-    images, side = counts.shape[:2]
-    sums = drawn(images, draws, seed) @ counts.flatten(1).double()  # whole numbers below 2^53
-    matrices = sums.view(draws, side, side)[:, :-1]  # what lies outside the classes is no truth
+    matrices = torch.stack(tuple(counts)).double()
+    sums = drawn(len(counts), draws, seed) @ matrices.flatten(1)  # whole numbers below 2^53
+    matrices = sums.view(draws, *matrices.shape[1:])[
+        :, :-1
+    ]  # what lies outside the classes is no truth
     hits = matrices.diagonal(dim1=1, dim2=2)
     union = matrices.sum(2) + matrices.sum(1)[:, :-1] - hits
     iou = hits / union  # 0 / 0 of an absent class is nan

@@ -100,6 +100,7 @@ def evaluate(
     loading: Loading,
     batch_size: int = 1,
     also: Callable[[dict, Tensor], None] = lambda *_: None,
+    each_image: bool = False,
 ) -> ConfusionMatrix:
     """Score a network on a labelled dataset, or predict one without labels.
 
@@ -108,11 +109,13 @@ def evaluate(
         dataset: of segshift; with `resize_label=False` the score is at full size.
         loading, batch_size: see `predict`.
         also: is given every batch and its predictions, uint8 [N,H,W].
+        each_image: keep each image's counts; see `ConfusionMatrix`.
 
     Returns:
         the confusion matrix of all processes' images, empty without labels; `compute` reads it.
     """
-    confusion = ConfusionMatrix(dataset.num_classes, dataset.class_names, dataset.ignore_index)
+    names, ignore = dataset.class_names, dataset.ignore_index
+    confusion = ConfusionMatrix(dataset.num_classes, names, ignore, each_image=each_image)
     for batch, pred, _ in predict(predictor, dataset, loading, batch_size=batch_size):
         if "label" in batch:
             confusion.update(pred, batch["label"])

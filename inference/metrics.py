@@ -23,6 +23,7 @@ class ConfusionMatrix:
         allow_void: accept predictions outside the classes as "none of them": a miss of the true
             class and a false positive of nobody, which is what cityscapesScripts makes of a
             predicted id that is ignored in evaluation. Without it they are an error.
+        each_image: keep the counts of each image too, in `images`.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class ConfusionMatrix:
         ignore_index: int = 255,
         *,
         allow_void: bool = False,
+        each_image: bool = False,
     ) -> None:
         assert len(class_names) == num_classes
         self.num_classes = num_classes
@@ -39,15 +41,24 @@ class ConfusionMatrix:
         self.ignore_index = ignore_index
         self.allow_void = allow_void
         self.counts: Tensor | None = None
+        self.images: list[Tensor] | None = [] if each_image else None
 
     def update(self, pred: Tensor, label: Tensor) -> None:
         """Add a batch, without waiting for the device.
 
         Args:
-            pred: uint8, any shape, train ids.
+            pred: uint8, any shape, train ids; where each image is kept, [N,H,W].
             label: uint8, the same shape and device, train ids or `ignore_index`.
         """
-        counts = kernels.confusion_matrix(pred, label, self.num_classes, self.ignore_index)
+        if self.images is None:
+            counts = kernels.confusion_matrix(pred, label, self.num_classes, self.ignore_index)
+        else:
+            own = [
+                kernels.confusion_matrix(p, truth, self.num_classes, self.ignore_index)
+                for p, truth in zip(pred, label, strict=True)
+            ]
+            self.images += own
+            counts = torch.stack(own).sum(0)
         self.counts = counts if self.counts is None else self.counts + counts
 
     def add_up_processes(self) -> None:
@@ -57,6 +68,12 @@ class ConfusionMatrix:
             self.counts = torch.zeros(side, side, dtype=torch.int64)
         # on the CPU: a process without an image does not know the others' device
         self.counts = processes.add_up(self.counts.cpu())
+        if self.images is not None:
+            total = int(processes.add_up(torch.tensor(len(self.images))))
+            of_all = torch.zeros(total, *self.counts.shape, dtype=torch.int64)
+            if self.images:
+                of_all[list(processes.share(total))] = torch.stack(self.images).cpu()
+            self.images = list(processes.add_up(of_all))
 
     @property
     def is_empty(self) -> bool:

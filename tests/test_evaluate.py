@@ -96,6 +96,30 @@ def test_evaluate_several_checkpoints(checkpoint, camvid, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"net", "other"}
 
 
+def test_intervals_of_networks_folders_and_of_what_lies_between(
+    checkpoint, camvid, tmp_path, capsys
+):
+    other, scores = tmp_path / "other.pth", tmp_path / "scores.json"
+    names = open_camvid(camvid).class_names
+    write_checkpoint(other, "camvid", names, align_corners=True, input_size=(80, 48))
+    both = ["--restore-from", checkpoint, other, "--save", tmp_path / "saved", "--intervals"]
+    run_evaluate(*both, "--json", scores, *on_camvid(camvid))
+    printed = capsys.readouterr().out
+    first, second = json.loads(scores.read_text())
+    low, high = first["miou_interval"]
+    assert low < first["miou"] < high
+    assert f"mIoU {first['miou']:.1f} [{low:.1f}, {high:.1f}], 95 % of the draws" in printed
+    gain = second["miou"] - first["miou"]
+    low, high = second["beside_first"]["interval"]
+    assert low <= gain <= high
+    assert f"(2) - (1): [{low:+.1f}, {high:+.1f}], p " in printed
+    saved = tmp_path / "saved" / "net"
+    data = ["--dataset", "camvid", "--data-dir", camvid, "--num-workers", "0"]
+    run_evaluate("--predictions", saved, "--intervals", "--json", scores, *data)
+    (again,) = json.loads(scores.read_text())
+    assert again["miou_interval"] == first["miou_interval"]
+
+
 def test_evaluate_repeats_the_validation_without_further_flags(camvid, tmp_path, capsys):
     names = open_camvid(camvid).class_names
     rows = [" ".join(pair) for pair in open_camvid(camvid).pairs[:2]]
