@@ -34,6 +34,7 @@ from engine import options, parsing, processes, start  # first: it says what is 
 
 from datasets import DATASETS, write_label_png
 from datasets.loading import make_loader
+from datasets.walk import summary
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import refuse_replacing, write_text
@@ -195,7 +196,9 @@ def predict_images(args, path: str) -> None:
             predictor, found, folder, args.opacity, min(2, args.num_workers)
         )
     written = done.count - len(done.unreadable)
-    print(f"{written} photographs predicted in {done.seconds:.1f} s, in {folder}", flush=True)
+    print(f"photographs predicted: {written} in {done.seconds:.1f} s, in {folder}", flush=True)
+    if found.left_out:
+        print(f"no photographs by their names: {summary(found.left_out)}", flush=True)
     if done.unreadable:
         raise UserError(f"{len(done.unreadable)} of {done.count} photographs could not be read")
 

@@ -75,7 +75,9 @@ def test_photographs_of_any_names_and_sizes(checkpoint, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "6 photographs predicted" in done.stdout
+    first, second = done.stdout.splitlines()
+    assert first.startswith("photographs predicted: 6 in ")
+    assert second == "no photographs by their names: 1 ending .txt, 1 name with a dot before it"
     # a.JPG and a.png have one stem and keep their endings
     stems = {name: name if name.startswith("a.") else name.rpartition(".")[0] for name in sizes}
     for name, stem in stems.items():
