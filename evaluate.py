@@ -80,7 +80,8 @@ def parse_args(argv: list[str] | None = None):
         type=parsing.between(0, 1),
         default=0.5,
         metavar="P",
-        help="of the colours in overlay/, where 0 is the photograph alone; default %(default)s",
+        help="of the colours in overlay/, where 0 is the image alone; default with --images "
+        "%(default)s, else there is no overlay/",
     )
     options.add_data(parser, DATASETS)
     options.add_views(parser)
@@ -128,7 +129,7 @@ def check(args) -> None:
         if not args.save:
             raise UserError("--images needs --save, the folder for the predictions")
     else:
-        options.refuse_idle(args, {"opacity"}, "--images")
+        options.refuse_idle(args, set() if args.save else {"opacity"}, "--save")
     names = [Path(path).stem for path in args.restore_from or ()]
     if args.save and len(set(names)) < len(names):
         raise UserError("--save makes a folder for each checkpoint, and two have the same name")
@@ -216,12 +217,21 @@ def saving(args, path: str, dataset) -> Iterator[Callable]:
         return
     folder = folder_for(args, path)
     stems, look = label_folders.stems(dataset), outputs.Look.of(dataset)
-    outputs.check_data_stay(folder, look.kinds, dataset)
+    over = {image: i for i, (image, _) in enumerate(dataset.pairs) if "opacity" in args.given}
+    outputs.check_data_stay(folder, [*look.kinds, *(["overlay"] if over else [])], dataset)
+
+    def lay(name: str, ids) -> None:
+        image, _ = dataset.read(over[name])
+        path = outputs.file_of(folder, "overlay", stems[name])
+        photographs.write_overlay(path, image, ids, dataset.palette, args.opacity)
+
     with outputs.held(folder), outputs.Writers() as write:
 
         def save(names: list[str], pred) -> None:
             for name, ids in zip(names, pred.cpu().numpy(), strict=True):
                 look.write(write, folder, stems[name], ids)
+                if over:
+                    write(lay, name, ids)
                 submitted = None if dataset.labelled else dataset.submitted_as(name)
                 if submitted:
                     path = outputs.file_of(folder, "submission", submitted)

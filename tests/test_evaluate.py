@@ -372,12 +372,15 @@ def test_predictions_are_found_by_the_servers_naming(tmp_path):
         (["--data-option", "colour=blue"], "has no option 'colour'"),
         (["--save", "{file}/folder"], "cannot write the folder .*Not a directory"),
         (["--json", "{file}/x.json"], "cannot write the folder .*File exists"),
+        (["--json", "{file}"], r"net\.pth would be written over, which is read"),
+        (["--json", "{data}/val/0016E5_07959.png"], r"07959\.png would be written over"),
+        (["--save", "{data}"], "is the data folder: give a folder of its own"),
         (["--restore-from", "{file}", "a/net.pth", "--save", "x"], "two have the same name"),
         (["--prediction-ids", "label"], "--prediction-ids goes with --predictions"),
     ],
 )
 def test_options_that_cannot_be(checkpoint, camvid, words, said):
-    words = [word.format(file=checkpoint) for word in words]
+    words = [word.format(file=checkpoint, data=camvid) for word in words]
     with pytest.raises(UserError, match=said):
         run_evaluate("--restore-from", checkpoint, *on_camvid(camvid, *words))
 

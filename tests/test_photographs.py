@@ -113,6 +113,24 @@ def test_the_prediction_is_that_of_scoring(checkpoint, camvid, tmp_path):
     run("--predictions", tmp_path / "seen", "--dataset", "camvid", *in_camvid(camvid))
 
 
+def test_labelled_images_have_an_overlay_where_it_is_asked_for(checkpoint, camvid, tmp_path):
+    words = ("--restore-from", checkpoint, *on_camvid(camvid, "--opacity", "0"))
+    run(*words, "--save", tmp_path / "seen", "--cache", tmp_path / "cache")
+    for frame in FRAMES:  # opacity 0 shows the image
+        shown = read(tmp_path / "seen" / "overlay" / f"{frame}.jpg").astype(int)
+        assert abs(shown - read(camvid / f"{frame}.png")).mean() < 25  # JPEG of noise
+    run("--restore-from", checkpoint, "--save", tmp_path / "plain", *on_camvid(camvid))
+    assert not (tmp_path / "plain" / "overlay").exists()
+    drawn = write_checkpoint(
+        tmp_path / "streets.pth", "streets", DATASETS["streets"](None, split="val").class_names
+    )
+    run(
+        "--restore-from", drawn, "--save", tmp_path / "drawn", "--opacity", "0.4", "--set", "val",
+        "--input-size", "64,48", *PLAIN,
+    )  # fmt: skip
+    assert len(list((tmp_path / "drawn" / "overlay").rglob("*.jpg"))) > 0
+
+
 def test_the_longer_side_is_that_of_the_input_size(checkpoint, tmp_path, monkeypatch):
     seen = []
     from inference.predictor import Predictor
@@ -212,7 +230,7 @@ def test_a_disk_that_cannot_be_written_ends_it(checkpoint, tmp_path):
         ),
         (["--images", "{out}", "--save", "{out}"], "no such data folder"),
         (["--images", "{empty}", "--save", "{out}"], "nothing here matches"),
-        (["--opacity", "0.5"], "--opacity goes with --images"),
+        (["--opacity", "0.5"], "--opacity goes with --save"),
     ],
 )
 def test_options_that_cannot_be(checkpoint, tmp_path, words, said):
