@@ -276,9 +276,9 @@ def test_pseudo_labels_and_votes_are_shared_out(data: str, tmp_path: Path):
         vote = ["--predictions", *[str(tmp_path / "pseudo1")] * 2, "--save"]
         outputs = run(ranks, "ensemble.py", *vote, str(tmp_path / f"vote{ranks}"))
         assert "7 images, 2 votes each" in outputs[0]
-        assert len(list((tmp_path / f"vote{ranks}").rglob("*.png"))) == 7
+        assert len(list((tmp_path / f"vote{ranks}" / "train_ids").rglob("*.png"))) == 7
     assert made[1] == made[2]
-    assert len(made[1][1]) == 8
+    assert len(made[1][1]) == 15  # ids and colours of 7 images, and the list
 
 
 def listed(data: str, folder: Path) -> Path:
