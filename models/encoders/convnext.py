@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoders.base import Encoder, Row, Stage, dilated_stages
+from models.encoders.base import Encoder, Row, Stage, dilated_stages, move
 from models.layers import DepthwiseConv2d, in_float32
 from models.transforms import Block
 
@@ -136,7 +136,8 @@ class ConvNeXt(Encoder):
 
     @staticmethod
     def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bring the names of timm, and those of torchvision, to the authors'."""
+        """Bring the names of timm (smp's `tu-` too) and those of torchvision to the authors'."""
+        state = move(state, "model.", "")
         if "stem.0.weight" in state or "stem_0.weight" in state:
             return {_from_timm(name): tensor for name, tensor in state.items()}
         if "features.0.0.weight" in state:

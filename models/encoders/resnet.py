@@ -9,7 +9,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoders.base import Encoder, Row, Stage, dilated_stages
+from engine.errors import UserError
+from models.encoders.base import Encoder, Row, Stage, dilated_stages, move
 from models.layers import choose, excite, in_float32
 from models.transforms import Block
 
@@ -188,23 +189,44 @@ class ResNet(Encoder):
 class SEResNeXt(ResNet):
     """ResNeXt whose blocks weigh their channels before the shortcut is added.
 
+    Args:
+        padded: whether the stem's pooling has padding, as timm's and every other ResNet's; without
+            it windows begin at the first pixel.
+        **options: of `ResNet`.
+
     Source: Hu et al., 2018, Squeeze-and-Excitation Networks; Cadene's pretrained-models.pytorch
     senet.py for the key names (segmentation_models_pytorch has the same) and the pooling without
-    padding, whose windows begin at the first pixel. Deviation: where its size is odd, that pooling
-    has a window for the last pixel, so that sizes are rounded up as in every other encoder.
+    padding. Deviation: where its size is odd, that pooling has a window for the last pixel, so that
+    sizes are rounded up as in every other encoder.
     """
 
     squeeze = True
 
-    def __init__(self, **options):
+    def __init__(self, *, padded: bool = False, **options):
         super().__init__(bottleneck=True, **options)
         self.layer0 = nn.Sequential(OrderedDict(conv1=self.conv1, bn1=self.bn1))
         del self.conv1, self.bn1
-        self.maxpool = PoolFromTheFirst(3, 2, ceil_mode=True)
+        self.padded = padded
+        if not padded:
+            self.maxpool = PoolFromTheFirst(3, 2, ceil_mode=True)
 
     def stem(self, images: Tensor) -> Tensor:
         """Return float [N,64,ceil(H/2),ceil(W/2)]."""
         return F.relu(self.layer0.bn1(in_float32(self.layer0.conv1, images)), inplace=True)
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring timm's names to Cadene's.
+
+        Raises:
+            UserError: the file is timm's and this network is not, which pool differently.
+        """
+        timms = "layer1.0.se.fc1.weight" in state
+        if timms and not self.padded:
+            raise UserError("these are timm's weights: take encoder seresnext50_32x4d")
+        if not timms:
+            return state
+        state = move(move(state, "conv1.", "layer0.conv1."), "bn1.", "layer0.bn1.")
+        return {name.replace(".se.", ".se_module."): tensor for name, tensor in state.items()}
 
 
 class PoolFromTheFirst(nn.MaxPool2d):
@@ -217,6 +239,7 @@ class PoolFromTheFirst(nn.MaxPool2d):
 
 BLOCKS_50 = {"bottleneck": True, "blocks": (3, 4, 6, 3)}
 BLOCKS_101 = {"bottleneck": True, "blocks": (3, 4, 23, 3)}
+SE_50 = {"blocks": (3, 4, 6, 3), "groups": 32, "width_per_group": 4}
 TORCHVISION = "https://download.pytorch.org/models/"
 # Published weights: the first of each (IMAGENET1K_V1).
 ENCODERS = {
@@ -258,7 +281,7 @@ ENCODERS = {
         "torchvision",
         f"{TORCHVISION}wide_resnet50_2-95faca4d.pth",
     ),
-    "se_resnext50_32x4d": Row(
-        SEResNeXt, {"blocks": (3, 4, 6, 3), "groups": 32, "width_per_group": 4}, "torchvision"
-    ),
+    # Cadene's and segmentation_models_pytorch's, then timm's
+    "se_resnext50_32x4d": Row(SEResNeXt, SE_50, "torchvision"),
+    "seresnext50_32x4d": Row(SEResNeXt, {**SE_50, "padded": True}, "torchvision"),
 }

@@ -27,6 +27,7 @@ PARAMETERS = {
     "resnext101_32x8d": 88_791_336 - 2_049_000,
     "wide_resnet50": 68_883_240 - 2_049_000,
     "se_resnext50_32x4d": 25_510_896,
+    "seresnext50_32x4d": 27_559_896 - 2_049_000,
     "vgg11": 9_220_480,
     "vgg11_bn": 9_225_984,
     "vgg13": 9_404_992,
@@ -211,6 +212,15 @@ def test_golden(name: str):
 
 
 SMALL_BEIT = {"channels": 48, "depth": 3, "heads": 3, "taps": (0, 1, 2, 2), "layer_scale": 0.1}
+
+
+def test_the_two_squeezing_resnexts_are_told_apart():
+    """They differ in the stem's pooling alone, which no name tells."""
+    theirs = build_encoder("seresnext50_32x4d", 32).state_dict()
+    timms = {n.removeprefix("layer0.").replace(".se_module.", ".se."): t for n, t in theirs.items()}
+    assert build_encoder("seresnext50_32x4d", 32).convert_weights(timms).keys() == theirs.keys()
+    with pytest.raises(UserError, match="these are timm's weights: take encoder seresnext50_32x4d"):
+        build_encoder("se_resnext50_32x4d", 32).convert_weights(timms)
 
 
 def test_beit_gives_timms_tokens_and_its_files_fit_another_size():

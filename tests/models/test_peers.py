@@ -45,6 +45,7 @@ NAMED_AS_THEIRS = {"convnext": {"norms": False}}
 # Of timm, for images of any size: their maps of strides 4 to 32
 TIMM = {
     "xception65": "xception65",
+    "seresnext50_32x4d": "seresnext50_32x4d",
     **{f"efficientnet_lite{n}": f"tf_efficientnet_lite{n}" for n in range(5)},
     **{f"convnext_{size}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
 }
