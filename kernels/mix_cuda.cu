@@ -1,8 +1,8 @@
 // Mixing with CUDA. What is computed is defined in reference.py, bit for bit.
 //
-// What bounds it is memory: every byte taken is read and written, 16 at a time; classmix also reads
-// the label for each channel (from the second-level cache). One launch serves all entries. Four
-// images of 2048x1024 with labels are 67 MB of reading and writing for cutmix: 16 us at 4.3 TB/s.
+// What bounds it is memory: every byte taken is read and written, 16 at a time, at 0.6 to 0.9 of the
+// instructions that memory would wait for; classmix also reads the label for each channel, from the
+// second-level cache. One launch serves all entries.
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
