@@ -39,6 +39,7 @@ from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import refuse_replacing, write_text
 from inference import intervals, label_folders, loop, outputs, photographs
+from inference.boundaries import BoundaryIoU
 from inference.metrics import ConfusionMatrix, plain
 from models import MODELS
 
@@ -47,7 +48,7 @@ FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "
 FOR_NETWORKS |= {"model", "weights_entry", "device", "precision", "images"}
 # and those that act on labels alone
 FOR_LABELS = {"classes", "json", "set", "data_list", "batch_size", "cache", "loader_timeout"}
-FOR_LABELS |= {"intervals"}
+FOR_LABELS |= {"intervals", "boundaries"}
 
 
 def parse_args(argv: list[str] | None = None):
@@ -68,6 +69,11 @@ def parse_args(argv: list[str] | None = None):
         action="store_true",
         help="say between what the mIoU lies (95 %%, images drawn anew), and of several networks "
         "how each differs from the first",
+    )
+    parser.add_argument(
+        "--boundaries",
+        action="store_true",
+        help="score outlines too: IoU within 2 %% of the diagonal of them (Boundary IoU)",
     )
     parser.add_argument("--save", metavar="DIR", help="write the predictions as PNGs")
     parser.add_argument(
@@ -155,6 +161,7 @@ def score_checkpoint(args, path: str) -> dict:
         raise UserError(f"{dataset.root}: split test has no labels: give --save to predict it")
     scored = scored_classes(args, dataset)
     sizes = {"input": set(), "label": set()}
+    boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
     start = time.perf_counter()
     with saving(args, path, dataset) as save:
 
@@ -162,6 +169,8 @@ def score_checkpoint(args, path: str) -> dict:
             sizes["input"].add(tuple(batch["image"].shape[-2:]))
             sizes["label"].add(tuple(pred.shape[-2:]))
             save(batch["name"], pred)
+            if boundaries and "label" in batch:
+                boundaries.update(pred, batch["label"])
 
         confusion = loop.evaluate(
             predictor, dataset, options.loading(args), args.batch_size, note, args.intervals
@@ -175,7 +184,8 @@ def score_checkpoint(args, path: str) -> dict:
         "precision": predictor.precision,
         "checkpoint": path,
     }
-    return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return report(args, dataset, confusion, scored, protocol, seconds, boundaries)
 
 
 def predict_images(args, path: str) -> None:
@@ -249,12 +259,15 @@ def score_folder(args) -> dict:
     confusion = ConfusionMatrix(
         dataset.num_classes, dataset.class_names, allow_void=True, each_image=args.intervals
     )
+    boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
     seen = set()
     start = time.perf_counter()
     own = processes.share(len(pairs))
     loader = make_loader(pairs, options.loading(args), sampler=own, batch_size=1)
     for batch in loader:
         confusion.update(batch["pred"], batch["label"])
+        if boundaries:
+            boundaries.update(batch["pred"], batch["label"])
         seen.add(tuple(batch["label"].shape[-2:]))
     confusion.add_up_processes()
     protocol = {
@@ -262,7 +275,8 @@ def score_folder(args) -> dict:
         "predictions": args.predictions,
         "ids": ids,
     }
-    return report(args, dataset, confusion, scored, protocol, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return report(args, dataset, confusion, scored, protocol, seconds, boundaries)
 
 
 def beside_the_first(results: list[dict], draws: list) -> Iterator[tuple]:
@@ -313,7 +327,9 @@ def shown_sizes(seen: set[tuple[int, int]]) -> str:
     return f"{len(sizes)} sizes"
 
 
-def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> dict:
+def report(
+    args, dataset, confusion, scored, protocol: dict, seconds: float, boundaries: BoundaryIoU | None
+) -> dict:
     """Print the protocol and the scores; return both."""
     protocol = {
         "dataset": dataset.name,
@@ -350,6 +366,11 @@ def report(args, dataset, confusion, scored, protocol: dict, seconds: float) -> 
         result["draws"] = intervals.drawn_miou(confusion.images, scored)
         result["miou_interval"] = intervals.interval(result["draws"])
         print(f"mIoU {scores['miou']:.1f} {result['miou_interval']}, 95 % of the draws of images")
+    if boundaries:
+        boundaries.add_up_processes()
+        result |= boundaries.summary(dataset.class_names, scored)
+        if result["boundary_miou"] is not None:
+            print(f"boundary mIoU {result['boundary_miou']:.2f}")
     if dataset.categories:
         categories = confusion.group_iou(dataset.categories)
         present = [iou for iou in categories.values() if not math.isnan(iou)]
