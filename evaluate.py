@@ -38,14 +38,16 @@ from datasets.walk import summary
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import refuse_replacing, write_text
+from engine.words import keywords
 from inference import intervals, label_folders, loop, outputs, photographs
 from inference.boundaries import BoundaryIoU
+from inference.crf import DenseCrf, refine
 from inference.metrics import ConfusionMatrix, plain
 from models import MODELS
 
 # flags that act on networks alone
 FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "align_corners"}
-FOR_NETWORKS |= {"model", "weights_entry", "device", "precision", "images"}
+FOR_NETWORKS |= {"model", "crf", "weights_entry", "device", "precision", "images"}
 # and those that act on labels alone
 FOR_LABELS = {"classes", "json", "set", "data_list", "batch_size", "cache", "loader_timeout"}
 FOR_LABELS |= {"intervals", "boundaries"}
@@ -63,6 +65,13 @@ def parse_args(argv: list[str] | None = None):
         help="what --predictions hold: train ids (default), or those of the dataset's label files",
     )
     parser.add_argument("--classes", metavar="N", help="score a subset: SYNTHIA's 16 or 13")
+    parser.add_argument(
+        "--crf",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="refine predictions along the edges of the image, by a fully connected CRF; "
+        f"{', '.join(f'{k.name}={k.default:g}' for k in keywords(DenseCrf).values())}",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the scores")
     parser.add_argument(
         "--intervals",
@@ -157,6 +166,7 @@ def score_checkpoint(args, path: str) -> dict:
         align_corners=args.align_corners,
         views=options.views(args),
     )
+    predictor = refine(predictor, args.crf)
     if not (dataset.labelled or args.save):
         raise UserError(f"{dataset.root}: split test has no labels: give --save to predict it")
     scored = scored_classes(args, dataset)
@@ -180,6 +190,7 @@ def score_checkpoint(args, path: str) -> dict:
         "align_corners": predictor.align_corners,
         "scales": args.scales,
         "flip": args.flip,
+        **({} if args.crf is None else {"crf": " ".join(args.crf) or "yes"}),
         "slide": args.slide and "{}x{}".format(*args.slide),
         "precision": predictor.precision,
         "checkpoint": path,
@@ -204,7 +215,7 @@ def predict_images(args, path: str) -> None:
     outputs.check_data_stay(folder, [*outputs.Look.of(found).kinds, "overlay"], found)
     with outputs.held(folder):
         done = photographs.predict_photographs(
-            predictor, found, folder, args.opacity, min(2, args.num_workers)
+            refine(predictor, args.crf), found, folder, args.opacity, min(2, args.num_workers)
         )
     written = done.count - len(done.unreadable)
     print(f"photographs predicted: {written} in {done.seconds:.1f} s, in {folder}", flush=True)
