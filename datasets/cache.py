@@ -85,18 +85,18 @@ class CachedDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # from the end, where negative
-        noted = int(self.read(4 * index, 4).view(np.uint32)[0])
+        noted = int(self._read(4 * index, 4).view(np.uint32)[0])
         if noted:
             start, stop = self.starts[index : index + 2]
-            content = self.read(start, stop - start)
+            content = self._read(start, stop - start)
             if checksum(content) == noted:
                 about = {"name": self.dataset.pairs[index][0], **self.extents[index]}
-                return {**about, **self.split(index, content)}
+                return {**about, **self._split(index, content)}
         sample = self.dataset[index]
-        self.write(index, sample)
+        self._write(index, sample)
         return sample
 
-    def read(self, start: int, count: int) -> np.ndarray:
+    def _read(self, start: int, count: int) -> np.ndarray:
         """Return bytes of the file, uint8 [count]; 0 for those that it has no more.
 
         Not through a map: a file that is cut short, or a failing disk, would end the process by a
@@ -107,7 +107,7 @@ class CachedDataset(Dataset):
             os.preadv(self.file.fileno(), [content], int(start))
         return content
 
-    def split(self, index: int, content: np.ndarray) -> dict[str, torch.Tensor]:
+    def _split(self, index: int, content: np.ndarray) -> dict[str, torch.Tensor]:
         """Return the tensors of a sample, which share the memory of its bytes."""
         tensors, start = {}, 0
         for key, shape in self.shapes[index].items():
@@ -116,7 +116,7 @@ class CachedDataset(Dataset):
             start = stop
         return tensors
 
-    def write(self, index: int, sample: dict[str, Any]) -> None:
+    def _write(self, index: int, sample: dict[str, Any]) -> None:
         """Write a sample's bytes, then their checksum."""
         content = np.concatenate([sample[key].numpy().ravel() for key in self.shapes[index]])
         try:

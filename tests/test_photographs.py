@@ -115,7 +115,9 @@ def test_the_prediction_is_that_of_scoring(checkpoint, camvid, tmp_path):
 
 def test_labelled_images_have_an_overlay_where_it_is_asked_for(checkpoint, camvid, tmp_path):
     words = ("--restore-from", checkpoint, *on_camvid(camvid, "--opacity", "0"))
-    run(*words, "--save", tmp_path / "seen", "--cache", tmp_path / "cache")
+    scores = tmp_path / "scores.json"
+    run(*words, "--save", tmp_path / "seen", "--cache", tmp_path / "cache", "--json", scores)
+    assert json.loads(scores.read_text())[0]["images"] == "val"
     for frame in FRAMES:  # opacity 0 shows the image
         shown = read(tmp_path / "seen" / "overlay" / f"{frame}.jpg").astype(int)
         assert abs(shown - read(camvid / f"{frame}.png")).mean() < 25  # JPEG of noise

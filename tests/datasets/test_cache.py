@@ -125,7 +125,7 @@ def test_what_is_damaged_is_decoded_and_written_again(gta5, tmp_path, undecoded,
     with cached.path.open("r+b") as file:
         if harm == "bit":
             file.seek(start + 100)
-            file.write(bytes([255 - cached.read(start + 100, 1)[0]]))
+            file.write(bytes([255 - cached._read(start + 100, 1)[0]]))
         elif harm == "tail":  # the rest of the sample was never written, its checksum was
             file.seek(start + 1000)
             file.write(bytes(stop - start - 1000))
