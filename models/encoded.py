@@ -12,7 +12,8 @@ from engine.errors import UserError
 from models.base import Network, trainable
 from models.encoders import Encoder, build_encoder, encoder_row
 
-PREFIXES = ("encoder.", "backbone.")  # what the files of whole networks put before the encoder
+# What the files of whole networks put before the encoder; the first is smp's of an encoder of timm
+PREFIXES = ("encoder.model.", "encoder.", "backbone.")
 
 
 class EncodedNetwork(Network):
@@ -113,8 +114,9 @@ def freeze_unreached(encoder: Encoder, count: int) -> None:
     parameters = trainable(encoder)
     training = encoder.training
     device = parameters[0].device
-    maps = list(islice(encoder.eval().maps(torch.zeros(1, 3, 64, 64, device=device)), count))
-    total = sum(one.sum() for one in maps)
+    images = torch.zeros(1, 3, 64, 64, device=device)
+    with torch.enable_grad():
+        total = sum(one.sum() for one in islice(encoder.eval().maps(images), count))
     reached = torch.autograd.grad(total, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, reached, strict=True):
         parameter.requires_grad_(gradient is not None)

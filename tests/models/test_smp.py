@@ -3,12 +3,29 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from golden import Golden, check
 from models import deeplabv3, deeplabv3plus
 from models.deeplabv3 import renamed
 
-# segmentation_models_pytorch 0.6.0, 19 classes, ResNet-34
+
+def efficientnet(shapes: dict[str, torch.Size]) -> dict[str, torch.Size]:
+    """The authors' underscores, and the layers before their classifier."""
+    theirs = {}
+    for name, shape in shapes.items():
+        if name.startswith("encoder."):
+            start, *middle, leaf = name.split(".")
+            middle = [part if part.isdigit() else f"_{part}" for part in middle]
+            name = ".".join([start, *middle, leaf])
+        theirs[name] = shape
+    theirs["encoder._conv_head.weight"] = torch.Size((1280, 320, 1, 1))
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        theirs[f"encoder._bn1.{leaf}"] = torch.Size((1280,))
+    return theirs | {"encoder._bn1.num_batches_tracked": torch.Size(())}
+
+
+# segmentation_models_pytorch 0.6.0, 19 classes, ResNet-34 where no other is named
 SMP = {
     "unet": Golden(
         ("unet", {}),
@@ -21,6 +38,19 @@ SMP = {
         24_552_970,
         "7bfcb60595215cde",
         (-6.16305, 232.708, 21.1076, -44.9293, 7.43695),
+    ),
+    "unet mit_b0": Golden(
+        ("unet", {"encoder": "mit_b0"}),
+        5_552_099,
+        "7370bc68cc0b2684",
+        (-0.0846866, 0.549496, 0.0497728, 0.0138211, -0.019485),
+    ),
+    "unet efficientnet_b0": Golden(
+        ("unet", {"encoder": "efficientnet_b0"}),
+        6_254_079 - 1280 * (320 + 2),  # less what is in the file and unused
+        "04c45cd497b14587",
+        (-0.0362029, 0.370526, -0.0380111, 0.0474495, 0.0390239),
+        rename=efficientnet,
     ),
     "unetplusplus": Golden(
         ("unetplusplus", {}),

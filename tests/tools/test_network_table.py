@@ -1,0 +1,40 @@
+"""The table of networks and encoders: what the page says is what is built."""
+
+import pytest
+
+from models import MODELS
+from models.encoders import ENCODERS
+from tools import network_table
+
+
+def written() -> list[list[str]]:
+    """Return the cells of the page's table, its head first."""
+    _, _, rest = network_table.PAGE.read_text().partition(network_table.BEGIN)
+    rows = [line for line in rest.splitlines() if line.startswith("| ")]
+    return [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_page_has_every_network_and_family():
+    head, *rows = written()
+    assert head[1:] == network_table.representatives()
+    assert [row[0] for row in rows] == network_table.on_any_encoder()
+    page = network_table.PAGE.read_text()
+    assert all(f"`{name}" in page for name in MODELS)
+    families = {ENCODERS[name].build for name in head[1:]}
+    assert families == {row.build for row in ENCODERS.values()}
+
+
+def test_a_row_and_a_column_are_what_is_built():
+    head, *rows = written()
+    for row in rows:
+        options = {"encoder": head[1]}
+        assert network_table.cell(row[0], options) == row[1], row[0]
+    row = next(row for row in rows if row[0] == "unetplusplus")
+    for encoder, expected in zip(head[1:], row[1:], strict=True):
+        assert network_table.cell("unetplusplus", {"encoder": encoder}) == expected, encoder
+
+
+@pytest.mark.slow
+def test_the_whole_page_is_what_is_built():
+    page = network_table.PAGE.read_text()
+    assert network_table.page_with(page, network_table.table()) == page
