@@ -53,8 +53,7 @@ class Folder(SegmentationDataset):
     def find(self) -> list[tuple[str, str | None]]:
         if self.labelled and not has_labels(self.label_root):
             self.walk_images("", deep=True)  # which says where there are no images either
-            where = self.label_root / "labels"
-            raise NoLabels(f"{where}: no such folder; {self.name} is: {self.layout}")
+            raise self._no_labels()
         if not self.labelled and not is_divided(self.root) and not has_labels(self.root):
             return [(image, None) for image in self.walk_images("", deep=True)]
         folder = f"images/{self.split}"
@@ -65,7 +64,13 @@ class Folder(SegmentationDataset):
     def image_folders(self) -> list[str]:
         return [f"images/{self.split}", "images"]
 
+    def _no_labels(self) -> NoLabels:
+        where = self.label_root / "labels"
+        return NoLabels(f"{where}: no such folder; {self.name} is: {self.layout}")
+
     def label_of(self, image: str) -> str:
+        if self.labelled and not has_labels(self.label_root):
+            raise self._no_labels()
         if not image.startswith("images/"):
             raise UserError(
                 f"{self.root / image}: only images in {self.root / 'images'} have their label in a "

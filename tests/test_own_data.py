@@ -1,6 +1,7 @@
 """People's own data: targets without labels, tables or splits, and what is held out instead."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,29 @@ def test_every_table_can_be_taken_by_a_folder(tmp_path: Path):
     assert taken.class_names == cityscapes.class_names
     assert taken.palette == [tuple(colour) for colour in cityscapes.palette]
     assert (taken.lookup == cityscapes.lookup)[:34].all()
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "camvid", "loveda", "a list"])
+def test_every_dataset_may_be_a_target_without_labels(name: str, tmp_path: Path, capsys):
+    """Its labels were never fetched; or the photographs stand in a list."""
+    if name == "a list":
+        target = photographs(tmp_path / "photos", ("0.jpg", "b/1.PNG", "b/d/2.jpg", "3.jpg"))
+        (tmp_path / "list.txt").write_text("0.jpg\nb/1.PNG\nb/d/2.jpg\n")
+        adapt(tmp_path, target, "--data-list-target", str(tmp_path / "list.txt"))
+        assert "target images: folder train: 3 images" in capsys.readouterr().out
+        return
+    make = {"cityscapes": "gtFine", "camvid": "*annot", "loveda": "masks_png"}
+    target = getattr(fakedata, f"make_{name}")(tmp_path / "target")
+    source = getattr(fakedata, f"make_{name}")(tmp_path / "same classes")
+    for folder in list(target.rglob(make[name])):
+        shutil.rmtree(folder)
+    words = ["--source", name, "--target", name, "--data-dir", str(source), *SMALL]
+    words += ["--data-dir-target", str(target), "--snapshot-dir", str(tmp_path / "r")]
+    words += ["--source-set", "val"] if name == "cityscapes" else []
+    train_da.main(train_da.parse_args(words))
+    said = capsys.readouterr().out
+    assert "warning: " in said
+    assert "nothing was scored" in said
 
 
 # ------------------------------------------------------------------ the recipe
