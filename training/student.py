@@ -24,6 +24,9 @@ from training.schedule import (
     set_rate,
 )
 
+# what torch's batch norm says in training
+ONE_VALUE = "Expected more than 1 value per channel"
+
 
 class Student:
     """A network as it trains: called on images, and stepped once its gradients are there.
@@ -73,8 +76,21 @@ class Student:
         self._forward = make_forward(network, training, device)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the network's outputs for images, float [N,3,H,W], 0 to 255."""
-        return self._forward(images)
+        """Return the network's outputs for images, float [N,3,H,W], 0 to 255.
+
+        Raises:
+            UserError: a batch norm would have a single value a channel, which has no variance.
+        """
+        try:
+            return self._forward(images)
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            n, _, height, width = images.shape
+            raise UserError(
+                f"batch norm has a single value a channel with {n} image of {width}x{height}: give "
+                "--batch-size 2 or more, or larger images (--input-size, --augment crop=W,H)"
+            ) from error
 
     def loss(
         self, outputs: dict[str, Tensor], label: Tensor, name: str = "seg", **how

@@ -22,7 +22,7 @@ from models.transforms import Block
 from tools.benchmark import scenes, training
 from training import student
 from training.run import Run
-from training.student import build_network, make_forward
+from training.student import Student, build_network, make_forward
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 NETWORKS = {
@@ -240,3 +240,19 @@ def test_without_a_compiler_one_line_says_so(monkeypatch):
         with pytest.raises(UserError, match=r"^--compile needs a C\+\+ compiler that works: ") as e:
             forward(torch.zeros(1, 3, 9, 9))
     assert "\n" not in str(e.value)
+
+
+def test_one_small_image_without_a_variance_is_refused_in_one_line():
+    training = Training({"name": "unet", "encoder": "resnet18"})
+    student = Student(training, 2, CPU)
+    with pytest.raises(UserError, match="1 image of 32x32: give --batch-size 2 or more, or larger"):
+        student(torch.zeros(1, 3, 32, 32))
+    student(torch.zeros(2, 3, 32, 32))
+    student(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("name", ["pidnet", "deeplabv3plus", "deeplabv3", "pspnet", "upernet"])
+def test_what_averages_whole_images_trains_on_one(name: str):
+    student = Student(Training({"name": name}), 2, CPU)
+    outputs = student(torch.rand(1, 3, 96, 64))
+    assert outputs["out"].isfinite().all()
