@@ -1,10 +1,11 @@
 # make demo, make test: both set up all they need in .venv, or use PYTHON=... as it is.
-.PHONY: demo test lint help
+.PHONY: demo test test-peers lint help
 SNAPSHOT_DIR ?= snapshots/demo
 
 help:
 	@echo "make demo   adapt a small network on drawn streets and score it (about 3 minutes)"
 	@echo "make test   run the tests, two at a time on two cores (about 5 minutes)"
+	@echo "make test-peers  compare the encoders with torchvision's, timm's and smp's (10 minutes)"
 	@echo "make lint   ruff, check and format"
 	@echo "PYTHON=python3 uses that interpreter's packages instead of a new .venv"
 
@@ -33,6 +34,17 @@ demo: $(RUNTIME)
 
 test: $(DEV)
 	$(PYTHON) -m pytest -n auto --dist loadgroup
+
+# in a .venv-peers of its own; torchvision without its dependencies, or it brings another torch
+PEERS := torchvision==0.28.0 timm==1.0.31 segmentation-models-pytorch==0.6.0
+.venv-peers/done: requirements-peers.txt requirements.txt
+	python3 -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+	@touch $@
+
+test-peers: .venv-peers/done
+	.venv-peers/bin/python -m pytest tests/models/test_peers.py
 
 lint: $(DEV)
 	$(PYTHON) -m ruff check .

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +180,20 @@ def strides_of(name: str) -> tuple[int, ...]:
 
 def test_every_row_is_listed():
     assert list(PARAMETERS) == list(ENCODERS)
+
+
+def test_the_page_has_every_row():
+    page = Path(__file__).parents[2].joinpath("docs/models.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d, ]+) \| (yes)? *\|", page, re.M)
+    assert table == [
+        (
+            name,
+            f"{PARAMETERS[name]:,}",
+            ", ".join(map(str, row.output_strides)),
+            "yes" if row.weights else "",
+        )
+        for name, row in ENCODERS.items()
+    ]
 
 
 @pytest.mark.parametrize("name", ENCODERS)

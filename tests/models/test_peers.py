@@ -44,6 +44,7 @@ SMP = {
 NAMED_AS_THEIRS = {"convnext": {"norms": False}}
 # Of timm, for images of any size: their maps of strides 4 to 32
 TIMM = {
+    "wide_resnet50": "wide_resnet50_2",
     "xception65": "xception65",
     "seresnext50_32x4d": "seresnext50_32x4d",
     **{f"efficientnet_lite{n}": f"tf_efficientnet_lite{n}" for n in range(5)},
@@ -107,6 +108,38 @@ def test_hrnet_of_timm(name: str, record_property: Callable):
     x = theirs.act1(theirs.bn1(theirs.conv1(images)))
     x = theirs.act2(theirs.bn2(theirs.conv2(x)))
     compare(ours.features(images)[-4:], theirs.stages(x), record_property)
+
+
+@pytest.mark.parametrize("name", ["beit_base", "beit_large"])
+@torch.no_grad()
+def test_beit_of_timm(name: str, record_property: Callable):
+    """What the third map is made of, the tokens at stride 16; timm has no others."""
+    theirs = peers.randomise(peers.timm_network(f"{name}_patch16_224")).double()
+    ours = build_encoder(name, 32, image_size=224).eval().double()
+    state = ours.convert_weights(theirs.state_dict())
+    report = ours.load_state_dict(state, strict=False)
+    assert all(n.startswith("fpn") for n in report.missing_keys)
+    assert all(n.startswith(ours.classifier) for n in report.unexpected_keys)
+    images = torch.randn(1, 3, 224, 224).double()
+    tokens = theirs.forward_intermediates(
+        images, indices=[ours.taps[2]], norm=False, intermediates_only=True
+    )
+    compare([ours.features(images)[2]], tokens, record_property)
+
+
+@torch.no_grad()
+def test_torchvisions_names_of_convnext(record_property: Callable):
+    from torchvision.models import convnext_tiny
+
+    theirs = peers.randomise(convnext_tiny()).double()
+    ours = build_encoder("convnext_tiny", 32, norms=False).eval().double()
+    carry(theirs, ours)
+    x = images = torch.randn(1, 3, 64, 96).double()
+    expected = []
+    for i, layer in enumerate(theirs.features):
+        x = layer(x)
+        expected += [x] if i % 2 else []
+    compare(ours.features(images), expected, record_property)
 
 
 @pytest.mark.parametrize("name", ["resnet26d", "convnext_pico", "swin_tiny_patch4_window7_224"])
