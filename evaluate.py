@@ -39,7 +39,7 @@ from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import refuse_replacing, write_text
 from engine.words import keywords
-from inference import intervals, label_folders, loop, outputs, photographs
+from inference import instances, intervals, label_folders, loop, outputs, photographs
 from inference.boundaries import BoundaryIoU
 from inference.crf import DenseCrf, refine
 from inference.metrics import ConfusionMatrix, plain
@@ -50,7 +50,7 @@ FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "
 FOR_NETWORKS |= {"model", "crf", "weights_entry", "device", "precision", "images"}
 # and those that act on labels alone
 FOR_LABELS = {"classes", "json", "set", "data_list", "batch_size", "cache", "loader_timeout"}
-FOR_LABELS |= {"intervals", "boundaries"}
+FOR_LABELS |= {"intervals", "boundaries", "instances"}
 
 
 def parse_args(argv: list[str] | None = None):
@@ -78,6 +78,11 @@ def parse_args(argv: list[str] | None = None):
         action="store_true",
         help="say between what the mIoU lies (95 %%, images drawn anew), and of several networks "
         "how each differs from the first",
+    )
+    parser.add_argument(
+        "--instances",
+        action="store_true",
+        help="also nIoU, in which every instance of a class weighs the same (Cityscapes)",
     )
     parser.add_argument(
         "--boundaries",
@@ -172,6 +177,7 @@ def score_checkpoint(args, path: str) -> dict:
     scored = scored_classes(args, dataset)
     sizes = {"input": set(), "label": set()}
     boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
+    niou = instances.InstanceIoU(dataset) if args.instances else None
     start = time.perf_counter()
     with saving(args, path, dataset) as save:
 
@@ -181,6 +187,8 @@ def score_checkpoint(args, path: str) -> dict:
             save(batch["name"], pred)
             if boundaries and "label" in batch:
                 boundaries.update(pred, batch["label"])
+            if niou and "label" in batch:
+                niou.update(batch["name"], pred)
 
         confusion = loop.evaluate(
             predictor, dataset, options.loading(args), args.batch_size, note, args.intervals
@@ -196,7 +204,7 @@ def score_checkpoint(args, path: str) -> dict:
         "checkpoint": path,
     }
     seconds = time.perf_counter() - start
-    return report(args, dataset, confusion, scored, protocol, seconds, boundaries)
+    return report(args, dataset, confusion, scored, protocol, seconds, (boundaries, niou))
 
 
 def predict_images(args, path: str) -> None:
@@ -271,6 +279,7 @@ def score_folder(args) -> dict:
         dataset.num_classes, dataset.class_names, allow_void=True, each_image=args.intervals
     )
     boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
+    niou = instances.InstanceIoU(dataset) if args.instances else None
     seen = set()
     start = time.perf_counter()
     own = processes.share(len(pairs))
@@ -279,6 +288,8 @@ def score_folder(args) -> dict:
         confusion.update(batch["pred"], batch["label"])
         if boundaries:
             boundaries.update(batch["pred"], batch["label"])
+        if niou:
+            niou.update(batch["name"], batch["pred"])
         seen.add(tuple(batch["label"].shape[-2:]))
     confusion.add_up_processes()
     protocol = {
@@ -287,7 +298,7 @@ def score_folder(args) -> dict:
         "ids": ids,
     }
     seconds = time.perf_counter() - start
-    return report(args, dataset, confusion, scored, protocol, seconds, boundaries)
+    return report(args, dataset, confusion, scored, protocol, seconds, (boundaries, niou))
 
 
 def beside_the_first(results: list[dict], draws: list) -> Iterator[tuple]:
@@ -338,10 +349,9 @@ def shown_sizes(seen: set[tuple[int, int]]) -> str:
     return f"{len(sizes)} sizes"
 
 
-def report(
-    args, dataset, confusion, scored, protocol: dict, seconds: float, boundaries: BoundaryIoU | None
-) -> dict:
-    """Print the protocol and the scores; return both."""
+def report(args, dataset, confusion, scored, protocol: dict, seconds: float, others: tuple) -> dict:
+    """Print the protocol and the scores, of boundaries and instances too; return all."""
+    boundaries, niou = others
     protocol = {
         "dataset": dataset.name,
         "images": dataset.list_file or dataset.split,
@@ -382,6 +392,11 @@ def report(
         result |= boundaries.summary(dataset.class_names, scored)
         if result["boundary_miou"] is not None:
             print(f"boundary mIoU {result['boundary_miou']:.2f}")
+    if niou:
+        niou.add_up_processes()
+        found = niou.summary(confusion, scored)
+        result |= found
+        print("\n".join(instances.lines(found)))
     if dataset.categories:
         categories = confusion.group_iou(dataset.categories)
         present = [iou for iou in categories.values() if not math.isnan(iou)]

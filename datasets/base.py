@@ -74,6 +74,7 @@ class SegmentationDataset(Dataset):
     layout: ClassVar[str]  # shown when files are missing
     subsets: ClassVar[dict[str, list[int]]] = {}
     short_names: ClassVar[dict[str, str]] = {}
+    instance_sizes: ClassVar[dict[int, float]] = {}  # mean pixels of an instance, by id in files
     own_table: ClassVar[bool] = False  # people wrote the class table, and may have erred
     options: ClassVar[dict[str, Any]] = {
         "label_kind": ("labelIds", "trainIds"),  # trainIds: labels hold train ids (pseudo labels)

@@ -69,6 +69,11 @@ class Cityscapes(CityscapesClasses):
     """
 
     name = "cityscapes"
+    # mean pixels of an instance, by id: cityscapesScripts evalPixelLevelSemanticLabeling.py
+    instance_sizes = {  # noqa: RUF012
+        **{24: 3462.4756337644, 25: 3930.4788056518, 26: 12794.0202738185, 27: 27855.1264367816},
+        **{28: 35732.1511111111, 31: 67583.7075812274, 32: 6298.7200839748, 33: 4672.3249222261},
+    }
     splits = ("train", "val", "test", "train_extra")
     layout = (
         "ROOT/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png with labels in "

@@ -153,7 +153,8 @@ class PredictedPairs(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         label = self.dataset[index]["label"]
-        return {"pred": self.read(index, label), "label": label}
+        name = self.dataset.pairs[index][0]
+        return {"pred": self.read(index, label), "label": label, "name": name}
 
     def read(self, index: int, label: torch.Tensor) -> torch.Tensor:
         """Return the prediction of one image, uint8 [H,W], checked against its label."""

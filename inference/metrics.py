@@ -161,6 +161,15 @@ class ConfusionMatrix:
             result[name] = 100 * _ratio(hits, truth + predicted - hits)
         return result
 
+    def false_positives(self, members: list[int]) -> int:
+        """Return the pixels of other classes that were taken for one of these.
+
+        Raises:
+            UserError: as of `group_iou`.
+        """
+        rows = [row for truth, row in enumerate(self._read()[:-1]) if truth not in members]
+        return sum(row[p] for row in rows for p in members)
+
     def lines(self, scores: dict) -> list[str]:
         """Return AdaptSegNet's table: one `===>name:` line per scored class, then the mean.
 
