@@ -17,6 +17,7 @@ from datasets.walk import walk_files
 from engine import processes
 from engine.errors import UserError
 from engine.files import UNFINISHED, refuse_replacing, save_tensors, write_text
+from engine.shapes import Within, misfit
 from inference.label_folders import stems
 from inference.outputs import ENDS, Look, at_once, check_data_stay, file_of
 from models import read_weights_file
@@ -184,6 +185,8 @@ class Sums:
     def __init__(self, path: Path) -> None:
         self._path = path
         state = read_weights_file(path) if path.exists() else {"done": 0, "sums": {}}
+        if fault := misfit(state, {"done": Within(0), "sums": {...: torch.Tensor}}):
+            raise UserError(f"{path}: {fault}; --overwrite begins anew")
         self.done, self.sums = state["done"], state["sums"]
 
     def over(
