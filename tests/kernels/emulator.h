@@ -26,8 +26,6 @@
 
 #define __global__
 #define __device__
-#define __host__
-#define __forceinline__ inline
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __shared__ static
@@ -37,9 +35,7 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) float4 { float x, y, z, w; };
 
 namespace emulator {
 
@@ -221,11 +217,10 @@ __ubsan_handle_type_mismatch_v1_abort(void*, void*) {
 }
 #endif
 
-// ---- device functions ----
+// ---- device functions: those that the kernels use ----
 
 #define threadIdx (::emulator::thread_index)
 #define blockIdx (::emulator::block_index)
-#define blockDim (::emulator::block_size)
 #define gridDim (::emulator::grid_size)
 
 using std::isfinite, std::max, std::min;
@@ -238,15 +233,6 @@ inline unsigned __ballot_sync(unsigned mask, bool value) {
   for (int i = 0; i < 32; ++i) bits |= (mask >> i & values[i] & 1) << i;
   return bits;
 }
-inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
-inline bool __all_sync(unsigned mask, bool value) { return !__ballot_sync(mask, !value); }
-template <typename T>
-unsigned __match_any_sync(unsigned mask, T value) {
-  const auto values = emulator::exchange("match_any", mask, value);
-  unsigned bits = 0;
-  for (int i = 0; i < 32; ++i) bits |= (mask >> i & 1u & (values[i] == value)) << i;
-  return bits;
-}
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int lane) {
   return emulator::exchange("shfl", mask, value)[lane & 31];
@@ -257,28 +243,10 @@ T __shfl_up_sync(unsigned mask, T value, int delta) {
   return emulator::exchange("shfl_up", mask, value)[lane < delta ? lane : lane - delta];
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, int delta) {
-  const int lane = emulator::current % 32;
-  return emulator::exchange("shfl_down", mask, value)[lane + delta > 31 ? lane : lane + delta];
-}
-template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int bits) {
-  return emulator::exchange("shfl_xor", mask, value)[(emulator::current % 32 ^ bits) & 31];
-}
-inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
-  const auto values = emulator::exchange("reduce_add", mask, value);
-  unsigned sum = 0;
-  for (int i = 0; i < 32; ++i) sum += mask >> i & 1 ? values[i] : 0;
-  return sum;
-}
-
-template <typename T>
 T atomicAdd(T* address, T value) {
   return std::exchange(*address, *address + value);
 }
 inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
-inline int __popc(unsigned value) { return __builtin_popcount(value); }
-inline int __clz(unsigned value) { return value ? __builtin_clz(value) : 32; }
 template <typename To, typename From>
 To same_bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -287,16 +255,7 @@ To same_bits(From from) {
   return to;
 }
 inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
-inline int __float_as_int(float x) { return same_bits<int>(x); }
-inline float __uint_as_float(unsigned x) { return same_bits<float>(x); }
 inline float __int_as_float(int x) { return same_bits<float>(x); }
-template <typename T>
-T __ldg(const T* address) {
-  return *address;
-}
-inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
-  return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (bits & 31));
-}
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const uint64_t both = uint64_t{high} << 32 | low;
   unsigned result = 0;
@@ -312,20 +271,11 @@ unsigned by_parts(unsigned a, unsigned b, const Use& use) {
   for (int i = 0; i < 32; i += bits) result |= (use(a >> i & ones, b >> i & ones) & ones) << i;
   return result;
 }
-inline unsigned __vcmpeq4(unsigned a, unsigned b) {
-  return by_parts<8>(a, b, [](unsigned x, unsigned y) { return x == y ? 255u : 0u; });
-}
-inline unsigned __vcmpltu4(unsigned a, unsigned b) {
-  return by_parts<8>(a, b, [](unsigned x, unsigned y) { return x < y ? 255u : 0u; });
-}
 inline unsigned __vmaxu2(unsigned a, unsigned b) {
   return by_parts<16>(a, b, [](unsigned x, unsigned y) { return x > y ? x : y; });
 }
 inline unsigned __vminu2(unsigned a, unsigned b) {
   return by_parts<16>(a, b, [](unsigned x, unsigned y) { return x < y ? x : y; });
-}
-inline unsigned __vmaxu4(unsigned a, unsigned b) {
-  return by_parts<8>(a, b, [](unsigned x, unsigned y) { return x > y ? x : y; });
 }
 
 // ---- the host's side ----
