@@ -10,7 +10,8 @@ from tools import network_table
 def written() -> list[list[str]]:
     """Return the cells of the page's table, its head first."""
     _, _, rest = network_table.PAGE.read_text().partition(network_table.BEGIN)
-    rows = [line for line in rest.splitlines() if line.startswith("| ")]
+    table, _, _ = rest.partition(network_table.END)
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
     return [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in rows]
 
 
