@@ -9,7 +9,7 @@ compute_iou.py.
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engine.errors import UserError
@@ -36,12 +36,15 @@ SOURCES = ("data/GTA5",)
 TARGETS = ("data/Cityscapes/data", "data/Cityscapes")
 
 
-def translate(argv: Sequence[str], evaluates: bool = False) -> tuple[list[str], bool]:
+def translate(
+    argv: Sequence[str], evaluates: bool = False, own: Collection[str] = ()
+) -> tuple[list[str], bool]:
     """Return the words of a command line in our spelling, and whether it is AdaptSegNet's.
 
     Args:
         argv: without the script's name.
         evaluates: whether they stand behind evaluate.py.
+        own: flags that the script has itself, whatever AdaptSegNet means by them.
 
     Raises:
         UserError: an ignored label other than 255, its VGG, or weights by their address.
@@ -50,7 +53,7 @@ def translate(argv: Sequence[str], evaluates: bool = False) -> tuple[list[str], 
     rest = [part for word in argv for part in _divided(word)]
     while rest:
         word = rest.pop(0)
-        if word in NOTHING_TO_DO:
+        if word in NOTHING_TO_DO and word not in own:
             count, reason = NOTHING_TO_DO[word]
             values, rest = rest[:count], rest[count:]
             if word == "--ignore-label" and values != ["255"]:

@@ -112,7 +112,7 @@ def parse(
         UserError: a word of --model that does not exist.
     """
     argv = sys.argv[1:] if argv is None else argv
-    argv, theirs = adaptsegnet.translate(argv, evaluates)
+    argv, theirs = adaptsegnet.translate(argv, evaluates, parser._option_string_actions)
     given = _given(parser, argv)
     if default_recipe and (more := adaptsegnet.trained(given, theirs)):
         argv = [*argv, *more]
