@@ -15,6 +15,7 @@ from tools.benchmark import (
     __main__,
     classifier,
     loading,
+    networks,
     operations,
     scaling,
     timing,
@@ -255,3 +256,41 @@ def test_the_rate_of_bf16_is_measured_only_where_it_is_computed(precision, measu
     machine = timing.describe_machine(CPU, 1)
     assert (machine["bf16_gflop_per_s"] is not None) == measured
     assert (torch.bfloat16 in asked) == measured
+
+
+@pytest.mark.usefixtures("known_rates")
+def test_models_are_counted_and_timed(tmp_path, capsys):
+    words = ["models", "--size", "64,32", "--repeats", "2", "--classes", "7"]
+    words += ["--model", "pidnet", "multi_level=yes", "--model", "compact", "width=16"]
+    __main__.main(__main__.parse_args([*words, "--json", str(tmp_path / "m.json")]))
+    rows = json.loads((tmp_path / "m.json").read_text())["models"]
+    assert [row["name"] for row in rows] == ["pidnet multi_level=yes", "compact width=16"]
+    # the published PIDNet-S with 7 classes, less its boundary head
+    assert rows[0]["parameters"] == 7_717_839 - 18_657
+    assert all(row["mean_ms"] > 0 and row["memory_mb"] > 0 for row in rows)
+    assert "7,699,182" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no option 'depth'"):
+        __main__.main(__main__.parse_args([*words, "--model", "compact", "depth=3"]))
+
+
+def test_operations_and_memory_by_hand():
+    """A 3x3 convolution of 2 to 4 channels on 5x6 pixels; at most two maps live at once."""
+    conv = torch.nn.Conv2d(2, 4, 3, padding=1)
+    image = torch.randn(1, 2, 5, 6)
+
+    class Network(torch.nn.Sequential):
+        def forward(self, x, aux):
+            return {"out": super().forward(x)}
+
+    with torch.inference_mode():
+        row = networks.measure(Network(conv), image, "fp32", 1)
+    assert row["gflop"] == pytest.approx(2 * 9 * 2 * 4 * 5 * 6 / 1e9)
+    assert row["parameters"] == 4 * 2 * 9 + 4
+    with torch.inference_mode(), networks.PeakMemory() as memory:
+        x = torch.zeros(1000) + 1  # 4000 bytes each: two at a time
+        for _ in range(3):
+            x = x * 2
+        x.relu_()
+        x.view(10, 100)
+    assert memory.peak == 8000
+    assert memory.now == 4000

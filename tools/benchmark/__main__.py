@@ -9,6 +9,8 @@
     python -m tools.benchmark loader --json loader.json    files -> samples
     python -m tools.benchmark vote --repeats 1             five submission files -> one
     python -m tools.benchmark sass                         what the CUDA code lets an H100 do
+    python -m tools.benchmark models --model unet encoder=mit_b0 --model pidnet
+                                                           parameters, FLOPs, time, memory
 
 Both sides take turns on the same inputs and our results are first compared with the plain ones or
 with the reference. Times are medians in milliseconds, `ratio` is that of the medians. The machine's
@@ -30,6 +32,7 @@ from tools.benchmark import (
     evaluation,
     loading,
     losses,
+    networks,
     operations,
     sass,
     scaling,
@@ -65,6 +68,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sub.add_argument(
         "--plain-images", type=parsing.at_least(1), default=300, help="that the plain way does"
     )
+    sub = add_subject(subjects, "models", "what networks cost, one image each", (512, 512), 5)
+    text = "a network and its options, as often as you like; default: every network as it is"
+    metavar = ("NAME", "KEY=VALUE")
+    sub.add_argument("--model", nargs="+", action="append", metavar=metavar, help=text)
+    sub.add_argument("--classes", type=parsing.at_least(1), default=19, help="default %(default)s")
     sub = subjects.add_parser("sass", help=sass.__doc__, description=sass.__doc__)
     sub.add_argument("--architecture", default="sm_90", metavar="sm_NN", help="default %(default)s")
     return parser.parse_args(argv)
@@ -120,6 +128,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"{name:18} {value:.0f}" if isinstance(value, float) else f"{name:18} {value}")
     if args.what == "scaling":
         rows = show_growth(args, device)
+    elif args.what == "models":
+        rows = show_costs(args, device)
     else:
         rows = show_ratios(time_subject(args, machine, device))
     if args.json:
@@ -151,6 +161,21 @@ def show_growth(args: argparse.Namespace, device) -> list[dict]:
             scaling.draw(rows, args.size, args.plot)
         except ImportError:
             print("\nno chart: it needs matplotlib (pip install matplotlib)", file=sys.stderr)
+    return rows
+
+
+def show_costs(args: argparse.Namespace, device) -> list[dict]:
+    """Print a row a network: a multiplication and an addition are two operations."""
+    common = {"size": args.size, "repeats": args.repeats, "classes": args.classes}
+    rows = []
+    for row in networks.run(device, **common, models=args.model):
+        if not rows:
+            heads = ("parameters", "GFLOP", "mean ms", "+-", "MB")
+            print("\n" + " " * 40 + " ".join(f"{head:>11}" for head in heads))
+        rows.append(row)
+        numbers = [row[key] for key in ("gflop", "mean_ms", "deviation_ms", "memory_mb")]
+        shown = " ".join(f"{number:11.1f}" for number in numbers)
+        print(f"{row['name']:40} {row['parameters']:11,} {shown}", flush=True)
     return rows
 
 
