@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ def measure(network: Network, image: Tensor, precision: str, repeats: int) -> di
     }
 
 
-def peak_memory(forward, device: torch.device) -> int:
+def peak_memory(forward: Callable[[], Tensor], device: torch.device) -> int:
     """Return the bytes that a forward pass needs at once, without weights and image."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
