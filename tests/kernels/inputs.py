@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 DEVICES = ["cpu", "emulated", *["cuda"] * torch.cuda.is_available()]
 
 on_each_device = pytest.mark.parametrize("device", DEVICES, indirect=True)
+on_each_real_device = pytest.mark.parametrize(  # where the emulator would take too long
+    "device", [device for device in DEVICES if device != "emulated"], indirect=True
+)
 on_each_device_at_length = pytest.mark.parametrize(
     "device",
     [pytest.param(d, marks=pytest.mark.slow) if d == "emulated" else d for d in DEVICES],

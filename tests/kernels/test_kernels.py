@@ -23,6 +23,7 @@ from inputs import (
     label_maps,
     on_each_device,
     on_each_device_at_length,
+    on_each_real_device,
     random_floats,
     random_ids,
     shapes,
@@ -447,7 +448,7 @@ def huge_zeros(shape, dtype, device):
     return torch.zeros(shape, dtype=torch.from_numpy(np.zeros(0, dtype)).dtype, device=device)
 
 
-@on_each_device_at_length
+@on_each_real_device
 def test_huge_confusion_matrix(device):
     pred, label = (huge_zeros([(1 << 31) + 100], np.uint8, device) for _ in range(2))
     label[-1] = pred[-2] = 1
@@ -455,7 +456,7 @@ def test_huge_confusion_matrix(device):
     assert counts.tolist() == [[(1 << 31) + 98, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
-@on_each_device_at_length
+@on_each_real_device
 def test_huge_confidence_histogram(device):
     confidence = huge_zeros([(1 << 31) + 100], np.float32, device)
     pred = huge_zeros([(1 << 31) + 100], np.uint8, device)
@@ -473,7 +474,7 @@ def test_huge_hard_vote(device):
     assert winner.count_nonzero() == 1
 
 
-@on_each_device_at_length
+@on_each_real_device
 @pytest.mark.parametrize("name", ["cutmix", "classmix"])
 def test_huge_mix(device, name):
     channels, height, width = 64, 1025, HUGE_W
