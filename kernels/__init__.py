@@ -1,4 +1,4 @@
-"""Count, resize, mix and vote on label maps: seven operations in C++ and CUDA.
+"""Count, resize, mix and vote on label maps: eight operations in C++ and CUDA.
 
 Mixing has two forms, `cutmix` and `classmix`; each is an operator of its own to the dispatcher.
 
