@@ -39,7 +39,9 @@ from methods import Adapting, Seen, Setting
 from models import MODELS
 from training.augment import AUGMENTATIONS, Augment
 from training.identity import identify
+from training.losses import LOSSES
 from training.run import Run, describe, make_folder, say
+from training.schedule import SCHEDULES
 from training.student import Student
 from training.teacher import Teacher
 
@@ -51,7 +53,7 @@ def parse_args(argv: list[str] | None = None):
     options.add_domains(parser, DATASETS)
     options.add_validation(parser, domains=True)
     options.add_model(parser, MODELS)
-    options.add_training(parser)
+    options.add_training(parser, LOSSES, SCHEDULES)
     options.add_augmentation(parser, AUGMENTATIONS)
     options.add_saving(parser)
     options.add_device(parser)

@@ -95,8 +95,28 @@ def loading(args: argparse.Namespace) -> Loading:
     return Loading(args.num_workers, args.loader_timeout)
 
 
-def add_training(parser: Parser) -> None:
-    """Add what both training scripts take: steps, optimiser, loss, folder."""
+def _described(table: Mapping[str, Callable]) -> str:
+    """Return names, each with its keywords and their defaults."""
+    texts = []
+    for name, function in table.items():
+        known = (f"{k.name}={_short(k.default)}" for k in words.keywords(function).values())
+        texts.append(" ".join([name, *known]))
+    return ", ".join(texts)
+
+
+def _short(value: Any) -> str:
+    return ",".join(f"{x:g}" for x in (value if isinstance(value, tuple) else (value,)))
+
+
+def add_training(
+    parser: Parser, losses: Mapping[str, Callable], schedules: Mapping[str, Callable]
+) -> None:
+    """Add what both training scripts take: steps, optimiser, loss, folder.
+
+    Args:
+        parser: of `parser`.
+        losses, schedules: what may be named, with its keyword-only arguments.
+    """
     group = parser.add_argument_group("training")
     flag = group.add_argument
     where = flag("--snapshot-dir", required=True, metavar="DIR", help="for all that a run writes")
@@ -118,45 +138,8 @@ def add_training(parser: Parser) -> None:
     flag("--learning-rate", type=at_least(0, float), default=2.5e-4, help="where it begins")
     flag("--momentum", type=at_least(0, float), default=0.9, help="of SGD")
     flag("--weight-decay", type=at_least(0, float), default=5e-4, help="of the optimiser")
-    _add_optimisation(flag)
-    flag(
-        "--loss",
-        nargs="+",
-        metavar="[WEIGHT*]NAME",
-        help="for instance 0.8*ce 0.2*ohem threshold=0.7; default: the network's own, mostly ce",
-    )
-    flag(
-        "--lambda-seg",
-        type=at_least(0, float),
-        help="weight of the auxiliary head; default: the network's own, mostly 0.1",
-    )
-    flag(
-        "--class-balance",
-        "--no-class-balance",
-        action=OnOff,
-        choices=["root-median", "median", "inverse", "effective"],
-        help="weight classes by their frequency: by sqrt(median / frequency), within 0.3 to 4 "
-        "(root-median, what it means alone), or as published, without a root or bounds",
-    )
-    flag(
-        "--allow-missing-classes",
-        action="store_true",
-        help="train on one's own data although a class of the table is in no label",
-    ).free = True
-    sampling = group.add_mutually_exclusive_group()
-    sampling.add_argument(
-        "--rare-class-sampling",
-        nargs="?",
-        type=at_least(1e-4, float),
-        const=0.01,
-        metavar="T",
-        help="draw labelled images by their rare classes (DAFormer's); temperature %(const)s",
-    )
-    sampling.add_argument(
-        "--class-balanced-sampling",
-        action="store_true",
-        help="draw a labelled image for every class in turn: batches hold them equally often",
-    )
+    _add_optimisation(flag, schedules)
+    _add_losses(group, losses)
     flag(
         "--align-corners",
         action=BOOLEAN,
@@ -221,7 +204,51 @@ def count_steps(args: argparse.Namespace, num_images: int, num_processes: int) -
     )
 
 
-def _add_optimisation(flag: Callable) -> None:
+def _add_losses(group: argparse._ArgumentGroup, losses: Mapping[str, Callable]) -> None:
+    """Add what a network is held to its labels by, and how classes are balanced."""
+    flag = group.add_argument
+    flag(
+        "--loss",
+        nargs="+",
+        metavar="[WEIGHT*]NAME",
+        help="for instance 0.8*ce 0.2*ohem threshold=0.7; default: the network's own, mostly ce; "
+        f"any of {_described(losses)}",
+    )
+    flag(
+        "--lambda-seg",
+        type=at_least(0, float),
+        help="weight of the auxiliary head; default: the network's own, mostly 0.1",
+    )
+    flag(
+        "--class-balance",
+        "--no-class-balance",
+        action=OnOff,
+        choices=["root-median", "median", "inverse", "effective"],
+        help="weight classes by their frequency: by sqrt(median / frequency), within 0.3 to 4 "
+        "(root-median, what it means alone), or as published, without a root or bounds",
+    )
+    flag(
+        "--allow-missing-classes",
+        action="store_true",
+        help="train on one's own data although a class of the table is in no label",
+    ).free = True
+    sampling = group.add_mutually_exclusive_group()
+    sampling.add_argument(
+        "--rare-class-sampling",
+        nargs="?",
+        type=at_least(1e-4, float),
+        const=0.01,
+        metavar="T",
+        help="draw labelled images by their rare classes (DAFormer's); temperature %(const)s",
+    )
+    sampling.add_argument(
+        "--class-balanced-sampling",
+        action="store_true",
+        help="draw a labelled image for every class in turn: batches hold them equally often",
+    )
+
+
+def _add_optimisation(flag: Callable, schedules: Mapping[str, Callable]) -> None:
     """Add what the optimiser does beside its step, and the learning rate from step to step."""
     flag("--nesterov", action="store_true", help="SGD looks ahead along its momentum")
     flag("--norm-decay", action=BOOLEAN, default=True, help="weight decay of norms and biases too")
@@ -258,7 +285,7 @@ def _add_optimisation(flag: Callable) -> None:
         nargs="+",
         default="poly",
         metavar=("NAME", "KEY=VALUE"),
-        help="of the learning rate: poly, linear, cosine, step or constant; default %(default)s",
+        help=f"of the learning rate: {_described(schedules)}; default %(default)s",
     )
     flag("--power", type=at_least(0, float), default=0.9, help="of --schedule poly, its power=P")
     flag("--warmup-steps", type=at_least(0), default=0, help="in which the rate rises from 0")

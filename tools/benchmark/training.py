@@ -22,6 +22,8 @@ from tools.benchmark import scenes
 from tools.benchmark.classifier import plain_copy
 from tools.benchmark.timing import alternate, compare, exact_convolutions
 from training.augment import AUGMENTATIONS, Augment
+from training.losses import LOSSES
+from training.schedule import SCHEDULES
 from training.student import Student
 
 RECIPE = "adaptsegnet-multi"
@@ -92,7 +94,7 @@ def recipe_options(backbone: str) -> argparse.Namespace:
     parser = options.parser("the options a step needs")
     options.add_recipe(parser)
     options.add_model(parser, models.MODELS)
-    options.add_training(parser)
+    options.add_training(parser, LOSSES, SCHEDULES)
     options.add_augmentation(parser, AUGMENTATIONS)
     methods.add_options(parser)
     words = f"--recipe {RECIPE} --backbone {backbone} --weights none --snapshot-dir none".split()
