@@ -43,6 +43,7 @@ from inference import instances, intervals, label_folders, loop, outputs, photog
 from inference.boundaries import BoundaryIoU
 from inference.crf import DenseCrf, refine
 from inference.metrics import ConfusionMatrix, plain
+from inference.report import side_by_side
 from models import MODELS
 
 # flags that act on networks alone
@@ -125,7 +126,7 @@ def main(args) -> None:
     draws = [result.pop("draws", None) for result in results]
     if len(results) > 1:
         print("\n".join(side_by_side(results)))
-        for i, found in beside_the_first(results, draws):
+        for i, found in intervals.beside_the_first(results, draws):
             results[i]["beside_first"] = found._asdict()
             print(f"({i + 1}) - (1): {found}")
     if args.json and processes.rank() == 0:
@@ -299,34 +300,6 @@ def score_folder(args) -> dict:
     }
     seconds = time.perf_counter() - start
     return report(args, dataset, confusion, scored, protocol, seconds, (boundaries, niou))
-
-
-def beside_the_first(results: list[dict], draws: list) -> Iterator[tuple]:
-    """Yield each network's place and its gain over the first, where both saw the same images."""
-    same = ("dataset", "images", "count", "classes")
-    for i, (result, own) in enumerate(zip(results, draws, strict=True)):
-        comparable = all(result[key] == results[0][key] for key in same)
-        if i > 0 and comparable and own is not None and draws[0] is not None:
-            yield i, intervals.difference(own, draws[0])
-
-
-def side_by_side(results: list[dict]) -> list[str]:
-    """Return a table with a column for each checkpoint and a row for each class, then the mean."""
-    rows = {"mIoU": [result["miou"] for result in results]}
-    for result in reversed(results):  # of other datasets' classes, each has its own rows
-        rows = {name: [] for name in result.get("iou", {})} | rows
-    for name in rows.keys() - {"mIoU"}:
-        rows[name] = [result.get("iou", {}).get(name) for result in results]
-    width = max(len(name) for name in rows)
-    numbers = "".join(f"{f'({i})':>8}" for i in range(1, len(results) + 1))
-    return [
-        f"{'IoU':{width}}{numbers}",
-        *(
-            f"{name:{width}}" + "".join(f"{'-' if x is None else f'{x:.2f}':>8}" for x in values)
-            for name, values in rows.items()
-        ),
-        *(f"({i}) {result['checkpoint']}" for i, result in enumerate(results, start=1)),
-    ]
 
 
 def scored_classes(args, dataset) -> list[int] | None:

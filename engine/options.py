@@ -268,7 +268,7 @@ def _add_optimisation(flag: Callable, schedules: Mapping[str, Callable]) -> None
     )
     flag(
         "--clip-norm",
-        type=at_least(0, float),
+        type=at_least(1e-6, float),
         metavar="NORM",
         help="scale a step's gradients down to this norm",
     )

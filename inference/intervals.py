@@ -6,7 +6,7 @@ one image are anything but independent. Frames of one film are not independent e
 over them are too narrow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,3 +86,12 @@ def difference(one: Tensor, other: Tensor) -> Difference:
     below = torch.stack([(gains <= 0).sum(), (gains >= 0).sum()]).min()
     # one more than counted: no number of draws shows that something never happens
     return Difference(interval(gains), min(1.0, 2 * (below.item() + 1) / (len(gains) + 1)))
+
+
+def beside_the_first(results: list[dict], draws: list) -> Iterator[tuple]:
+    """Yield each network's place and its gain over the first, where both saw the same images."""
+    same = ("dataset", "images", "count", "classes")
+    for i, (result, own) in enumerate(zip(results, draws, strict=True)):
+        comparable = all(result[key] == results[0][key] for key in same)
+        if i > 0 and comparable and own is not None and draws[0] is not None:
+            yield i, difference(own, draws[0])

@@ -43,6 +43,25 @@ def print_table(
         print(f"{method} adds {gain:+.2f} points of {on} mIoU")
 
 
+def side_by_side(results: list[dict]) -> list[str]:
+    """Return a table with a column for each checkpoint and a row for each class, then the mean."""
+    rows = {"mIoU": [result["miou"] for result in results]}
+    for result in reversed(results):  # of other datasets' classes, each has its own rows
+        rows = {name: [] for name in result.get("iou", {})} | rows
+    for name in rows.keys() - {"mIoU"}:
+        rows[name] = [result.get("iou", {}).get(name) for result in results]
+    width = max(len(name) for name in rows)
+    numbers = "".join(f"{f'({i})':>8}" for i in range(1, len(results) + 1))
+    return [
+        f"{'IoU':{width}}{numbers}",
+        *(
+            f"{name:{width}}" + "".join(f"{'-' if x is None else f'{x:.2f}':>8}" for x in values)
+            for name, values in rows.items()
+        ),
+        *(f"({i}) {result['checkpoint']}" for i, result in enumerate(results, start=1)),
+    ]
+
+
 def picture(
     predictors: dict[str, Callable], dataset: Dataset, rows: int = 4, width: int = 320
 ) -> Image.Image:
