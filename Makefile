@@ -44,7 +44,7 @@ PEERS := torchvision==0.28.0 timm==1.0.31 segmentation-models-pytorch==0.6.0
 	@touch $@
 
 test-peers: .venv-peers/done
-	.venv-peers/bin/python -m pytest tests/models/test_peers.py
+	.venv-peers/bin/python -m pytest tests/models/test_peers.py tests/models/test_peer_networks.py
 
 lint: $(DEV)
 	$(PYTHON) -m ruff check .

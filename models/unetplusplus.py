@@ -101,3 +101,10 @@ class UNetPlusPlus(EncodedNetwork):
         """
         decoded = self.decoder(self.features(images), images.shape[-2:])
         return {"out": self.segmentation_head(decoded)}
+
+    def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
+        """Leave out what smp puts into its files on a VGG and does not run."""
+        state, skipped = super().convert_weights(state)
+        center = [name for name in state if name.startswith("decoder.center.")]
+        skipped |= dict.fromkeys(center, "in the file, used by nobody")
+        return {name: t for name, t in state.items() if name not in skipped}, skipped
