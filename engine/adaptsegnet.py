@@ -64,7 +64,7 @@ def translate(
             theirs = True
         elif word == "--model" and rest and rest[0].lower() == "deeplabvgg":
             raise UserError(
-                "--model DeeplabVGG: there is no VGG here, only DeepLab and DeeplabMulti"
+                "--model DeeplabVGG: that network of AdaptSegNet is not here; its DeepLab is"
             )
         elif word == "--restore-from" and rest and "://" in rest[0]:
             raise UserError(f"--restore-from {rest[0]}: give a file; download it first")

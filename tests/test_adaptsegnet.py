@@ -131,7 +131,7 @@ def test_ours_stay_ours(capsys):
     ("words", "message"),
     [
         ("--ignore-label 0", "--ignore-label 0: it is 255 here"),
-        ("--model DeeplabVGG", "there is no VGG here"),
+        ("--model DeeplabVGG", "that network of AdaptSegNet is not here"),
         ("--restore-from http://host/a.pth", "give a file; download it first"),
     ],
 )
