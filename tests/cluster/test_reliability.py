@@ -30,6 +30,7 @@ from engine import processes, start
 from engine.errors import UserError
 from engine.files import save_tensors
 from engine.values import Saving
+from models import build_model
 from models.checkpoint import load_checkpoint
 from training.identity import Identity
 from training.run import Run
@@ -70,7 +71,7 @@ def test_a_kill_while_saving_leaves_one_that_loads(count: int, tmp_path: Path):
     torn = 0
     for kill in range(count):
         before = reported.value
-        child = PROCESSES.Process(target=save_for_ever, args=(tmp_path, reported))
+        child = PROCESSES.Process(target=save_for_ever, args=(tmp_path, reported), daemon=True)
         child.start()
         while reported.value == before:
             assert child.is_alive()
@@ -144,7 +145,7 @@ def hold(folder: Path) -> None:
 
 
 def test_the_folder_of_a_killed_run_is_free(tmp_path: Path):
-    child = PROCESSES.Process(target=hold, args=(tmp_path,))
+    child = PROCESSES.Process(target=hold, args=(tmp_path,), daemon=True)
     child.start()
     while not (tmp_path / ".lock").exists() or not (tmp_path / ".lock").read_text():
         time.sleep(0.01)
@@ -237,15 +238,16 @@ def test_a_folder_that_cannot_be_made_is_refused():
 def publish_for_ever(path: Path) -> None:
     """Write one published checkpoint over and over."""
     model = {"weight": torch.zeros(1_000_000)}
-    arch = {"name": "compact", "num_classes": 2}
-    whole = {"format": 1, "model": model, "arch": arch, "normalisation": {}, "classes": []}
+    about = build_model("compact", 2)
+    whole = {"format": 1, "model": model, "arch": about.arch, "classes": ["a", "b"]}
+    whole["normalisation"] = about.normalisation
     for step in itertools.count():
         save_tensors({**whole, "step": step}, path)
 
 
 def test_reading_while_another_process_writes_never_fails(tmp_path: Path):
     path = tmp_path / "x_best.pth"
-    child = PROCESSES.Process(target=publish_for_ever, args=(path,))
+    child = PROCESSES.Process(target=publish_for_ever, args=(path,), daemon=True)
     child.start()
     while not path.exists():
         time.sleep(0.01)
