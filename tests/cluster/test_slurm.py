@@ -323,22 +323,17 @@ def test_every_checkpoint_is_scored_once_as_it_appears(submit, data, tmp_path: P
     )
     (folder / "result.json").rename(tmp_path / "result.json")
     (folder / "camvid_2.pth").rename(tmp_path / "camvid_2.pth")
-    deleted = folder / "camvid_3.pth"  # which --keep-last takes away while it is being opened
-    os.mkfifo(deleted)
-
-    def delete() -> bool:
-        try:
-            end = os.open(deleted, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            return False  # nobody opens it yet
-        deleted.unlink()
-        os.close(end)
-        return True
+    deleted = folder / "camvid_3.pth"  # which --keep-last takes away before it is opened
+    shutil.copy(folder / "camvid_1.pth", deleted)
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, sys\nif {str(deleted)!r} in sys.orig_argv:\n    os.unlink({str(deleted)!r})\n"
+    )
 
     flags = ["--device", "cpu", "--num-workers", "0"]
-    job = submit(*ONE_CPU, "slurm/evaluate.sbatch", str(folder), *flags, EVERY="0.5")
+    how = {"EVERY": "0.5", "PYTHONPATH": str(tmp_path)}
+    job = submit(*ONE_CPU, "slurm/evaluate.sbatch", str(folder), *flags, **how)
     until((folder / "camvid_1.json").exists, 150, job)
-    until(delete, 150, job)
+    until(lambda: not deleted.exists(), 150, job)
     for name in ("camvid_2.pth", "result.json"):
         (tmp_path / name).rename(folder / name)
     state = job.wait_for_state("COMPLETED", "FAILED", seconds=150)
