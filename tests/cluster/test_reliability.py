@@ -69,7 +69,9 @@ def save_for_ever(folder: Path, reported) -> None:
 def test_a_kill_while_saving_leaves_one_that_loads(count: int, tmp_path: Path):
     reported = PROCESSES.Value("q", 0)
     torn = 0
-    for kill in range(count):
+    for kill in range(10 * count):
+        if kill >= count and torn > count // 4:
+            return
         before = reported.value
         child = PROCESSES.Process(target=save_for_ever, args=(tmp_path, reported), daemon=True)
         child.start()
@@ -87,7 +89,7 @@ def test_a_kill_while_saving_leaves_one_that_loads(count: int, tmp_path: Path):
         assert saved["step"] >= reported.value
         assert (saved["weights"] == saved["step"]).all()
         reported.value = saved["step"]
-    assert torn > count // 4  # else no save was under way, and this tested nothing
+    pytest.fail("no save was under way when it was killed: this tested nothing")
 
 
 def train(words: list[str]) -> None:
