@@ -207,13 +207,9 @@ def restore_all(
     Args:
         paths: checkpoints of ours, or weights of another project when `foreign` is given.
         device: where the networks go.
-        architecture: `name` and options of `models.build_model`; None for the checkpoint's.
+        foreign: what such weights do not say; None for checkpoints of ours.
         images: what to run on; what is None there the first checkpoint says.
         opener: is given the images and the first checkpoint, empty for weights of others.
-
-
-        foreign: what such weights do not say; None for checkpoints of ours.
-        images, labelled: see `open_dataset`; what they leave open the first checkpoint says.
         precision: bf16, fp32, or auto for the checkpoint's, else what suits the device.
         align_corners: None for the checkpoints', else the network's own.
         views: of the images.
