@@ -1,6 +1,7 @@
 """Files: regular ones alone are read, and they are written whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -117,19 +118,44 @@ def refuse_replacing(outputs: Iterable[str | Path], inputs: Iterable[str | Path]
                 )
 
 
+def open_own(path: str | Path, flags: int) -> int | None:
+    """Open a file for writing, made if absent, never through a link to another one.
+
+    Args:
+        path: the file.
+        flags: of `os.open`: whether it is read too, or appended to.
+
+    Returns:
+        the handle; None where a link, a folder or no regular file stands there.
+
+    Raises:
+        OSError: for any other reason.
+    """
+    flags |= os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR):
+            return None
+        raise
+    about = os.fstat(handle)
+    if stat.S_ISREG(about.st_mode) and about.st_nlink <= 1:  # 0: removed since it was opened
+        return handle
+    os.close(handle)
+    return None
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file of ours; never through a link.
 
     Raises:
         UserError: the file is a link, another user's, or cannot be written.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        with os.fdopen(os.open(path, flags, 0o666), "ab") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                raise UserError(f"{path} is a link or no file: remove it")
+        handle = open_own(path, os.O_WRONLY | os.O_APPEND)
+        if handle is None:
+            raise UserError(f"{path} is a link or no file: remove it")
+        with os.fdopen(handle, "ab") as file:
             file.write(line.encode() + b"\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

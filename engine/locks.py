@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 import sys
 import weakref
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from engine.errors import UserError
+from engine.files import open_own
 
 try:
     import fcntl
@@ -143,16 +143,8 @@ def waited_for(file: IO) -> Iterator[bool]:
 
 
 def _open(path: Path) -> int:
-    """Open a lock file for reading and writing, never through a link to another file."""
-    no_lock = UserError(f"{path}: not a lock, but a link or no regular file: remove it")
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR):
-            raise no_lock from error
-        raise
-    about = os.fstat(handle)
-    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
-        os.close(handle)
-        raise no_lock
+    """Open a lock file for reading and writing."""
+    handle = open_own(path, os.O_RDWR)
+    if handle is None:
+        raise UserError(f"{path}: not a lock, but a link or no regular file: remove it")
     return handle
