@@ -112,8 +112,7 @@ def dice(
     Source: Sudre et al. 2017, section 2.1 (DL2 without its weights); V-Net (Milletari et al. 2016)
     has squares in the denominator.
     """
-    index, present, scale = _tversky_index(logits, label, pixel_weight, (0.5, 0.5, smooth / 2))
-    return scale * _mean(1 - index, present, class_weight)
+    return tversky(logits, label, class_weight, pixel_weight, fp=0.5, fn=0.5, smooth=smooth / 2)
 
 
 def focal_tversky(
