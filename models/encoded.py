@@ -96,6 +96,28 @@ class EncodedNetwork(Network):
         return converted | rest, skipped
 
 
+class FullSizeNetwork(EncodedNetwork):
+    """A network whose `decoder` enlarges the encoder's maps to the size of the image.
+
+    Attributes:
+        decoder: called with the five maps and the image's height and width.
+        segmentation_head: makes logits of what it returns.
+    """
+
+    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
+        """Predict logits at the image's size.
+
+        Args:
+            images: float [N,3,H,W], normalised.
+            aux: there are none.
+
+        Returns:
+            "out": float [N,C,H,W].
+        """
+        decoded = self.decoder(self.features(images), images.shape[-2:])
+        return {"out": self.segmentation_head(decoded)}
+
+
 def initialise(decoder: nn.Module, head: nn.Module) -> None:
     """Draw a decoder's convolutions as He et al. and its last one as Glorot and Bengio do."""
     for module in decoder.modules():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from models.encoded import EncodedNetwork, initialise
+from models.encoded import FullSizeNetwork, initialise
 from models.layers import conv_norm_relu
 
 LAST = 32  # channels before the classifier
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
         return self.blocks[-1](x, size)
 
 
-class LinkNet(EncodedNetwork):
+class LinkNet(FullSizeNetwork):
     """LinkNet: logits of the image's own size.
 
     Args:
@@ -79,16 +79,3 @@ class LinkNet(EncodedNetwork):
         self.decoder = Decoder(self.channels)
         self.segmentation_head = nn.Sequential(nn.Conv2d(LAST, num_classes, 1))
         initialise(self.decoder, self.segmentation_head)
-
-    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
-        """Predict logits at the image's size.
-
-        Args:
-            images: float [N,3,H,W], normalised.
-            aux: there are none.
-
-        Returns:
-            "out": float [N,C,H,W].
-        """
-        decoded = self.decoder(self.features(images), images.shape[-2:])
-        return {"out": self.segmentation_head(decoded)}

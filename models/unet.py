@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoded import EncodedNetwork, initialise
+from models.encoded import FullSizeNetwork, initialise
 from models.layers import choose, conv_norm_relu, require_positive
 
 CHANNELS = (256, 128, 64, 32, 16)  # of the decoder's blocks, the deepest first
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         return self.blocks[-1](x, size)
 
 
-class UNet(EncodedNetwork):
+class UNet(FullSizeNetwork):
     """U-Net: logits of the image's own size.
 
     Args:
@@ -140,16 +140,3 @@ class UNet(EncodedNetwork):
         self.decoder = Decoder(self.channels, widths, attention, encoder.startswith("vgg"))
         self.segmentation_head = nn.Sequential(nn.Conv2d(widths[-1], num_classes, 3, padding=1))
         initialise(self.decoder, self.segmentation_head)
-
-    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
-        """Predict logits at the image's size.
-
-        Args:
-            images: float [N,3,H,W], normalised.
-            aux: there are none.
-
-        Returns:
-            "out": float [N,C,H,W].
-        """
-        decoded = self.decoder(self.features(images), images.shape[-2:])
-        return {"out": self.segmentation_head(decoded)}

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from models.encoded import EncodedNetwork, initialise
+from models.encoded import FullSizeNetwork, initialise
 from models.layers import choose, require_positive
 from models.unet import ATTENTIONS, CHANNELS, DecoderBlock
 
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         return self.blocks[f"x_0_{self.levels}"](below[0], size)
 
 
-class UNetPlusPlus(EncodedNetwork):
+class UNetPlusPlus(FullSizeNetwork):
     """UNet++: logits of the image's own size.
 
     Args:
@@ -88,19 +88,6 @@ class UNetPlusPlus(EncodedNetwork):
         self.decoder = Decoder(self.channels, widths, attention)
         self.segmentation_head = nn.Sequential(nn.Conv2d(widths[-1], num_classes, 3, padding=1))
         initialise(self.decoder, self.segmentation_head)
-
-    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
-        """Predict logits at the image's size.
-
-        Args:
-            images: float [N,3,H,W], normalised.
-            aux: there are none.
-
-        Returns:
-            "out": float [N,C,H,W].
-        """
-        decoded = self.decoder(self.features(images), images.shape[-2:])
-        return {"out": self.segmentation_head(decoded)}
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
         """Leave out what smp puts into its files on a VGG and does not run."""
