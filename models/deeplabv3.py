@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.words import Count, Share
-from models.encoded import EncodedNetwork
-from models.fcn import FCNHead
+from models.fcn import TwoLevelNetwork
 from models.layers import (
     DepthwiseConv2d,
     PooledBatchNorm2d,
@@ -19,7 +18,6 @@ from models.layers import (
     conv_norm_relu,
     norm,
     require_positive,
-    upsample_to,
 )
 
 STYLES = ("torchvision", "smp")
@@ -85,7 +83,7 @@ class ASPP(nn.Module):
         return self.project(torch.cat([*branches, image.expand_as(branches[0])], dim=1))
 
 
-class DeepLabV3(EncodedNetwork):
+class DeepLabV3(TwoLevelNetwork):
     """DeepLabv3: logits at the encoder's stride.
 
     Args:
@@ -133,24 +131,7 @@ class DeepLabV3(EncodedNetwork):
             nn.Conv2d(width, num_classes, 1),
         )
         if multi_level:
-            self.heads = ("out", "aux")
-            self.aux_classifier = FCNHead(self.channels[-2], num_classes)
-
-    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
-        """Predict logits at the encoder's stride.
-
-        Args:
-            images: float [N,3,H,W], normalised.
-            aux: whether to compute the auxiliary logits, where the network has them.
-
-        Returns:
-            "out" and, with two levels, "aux": float [N,C,h,w], of the same size.
-        """
-        *_, third, deepest = self.encoder.features(images)
-        outputs = {"out": self.classifier(deepest)}
-        if aux and "aux" in self.heads:
-            outputs["aux"] = upsample_to(self.aux_classifier(third), outputs["out"])
-        return outputs
+            self.add_auxiliary(self.channels[-2], num_classes)
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
         """Bring torchvision's and smp's names to these; a classification network's too."""

@@ -24,7 +24,40 @@ class FCNHead(nn.Sequential):
         )
 
 
-class FCN(EncodedNetwork):
+class TwoLevelNetwork(EncodedNetwork):
+    """A `classifier` on an encoder's deepest map, and an auxiliary head on an earlier one if added.
+
+    Attributes:
+        aux_classifier: of the auxiliary logits, where `heads` has "aux".
+    """
+
+    def add_auxiliary(self, channels: int, num_classes: int, width: int | None = None) -> None:
+        """Build the auxiliary head, on a map of so many channels; see `FCNHead`."""
+        self.heads = ("out", "aux")
+        self.aux_classifier = FCNHead(channels, num_classes, width)
+
+    def outputs(self, out: Tensor, earlier: Tensor, aux: bool) -> dict[str, Tensor]:
+        """Return the logits by head, those of the map `earlier` at the size of `out`."""
+        outputs = {"out": out}
+        if aux and "aux" in self.heads:
+            outputs["aux"] = upsample_to(self.aux_classifier(earlier), out)
+        return outputs
+
+    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
+        """Predict logits at the encoder's stride.
+
+        Args:
+            images: float [N,3,H,W], normalised.
+            aux: whether to compute the auxiliary logits, where the network has them.
+
+        Returns:
+            "out" and, with two levels, "aux": float [N,C,h,w], of the same size.
+        """
+        *_, third, deepest = self.encoder.features(images)
+        return self.outputs(self.classifier(deepest), third, aux)
+
+
+class FCN(TwoLevelNetwork):
     """Fully convolutional network on a dilated encoder: logits at its stride.
 
     Args:
@@ -54,21 +87,4 @@ class FCN(EncodedNetwork):
         super().__init__(encoder, output_stride)
         self.classifier = FCNHead(self.channels[-1], num_classes)
         if multi_level:
-            self.heads = ("out", "aux")
-            self.aux_classifier = FCNHead(self.channels[-2], num_classes)
-
-    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
-        """Predict logits at the encoder's stride.
-
-        Args:
-            images: float [N,3,H,W], normalised.
-            aux: whether to compute the auxiliary logits, where the network has them.
-
-        Returns:
-            "out" and, with two levels, "aux": float [N,C,h,w], of the same size.
-        """
-        *_, third, deepest = self.encoder.features(images)
-        outputs = {"out": self.classifier(deepest)}
-        if aux and "aux" in self.heads:
-            outputs["aux"] = upsample_to(self.aux_classifier(third), outputs["out"])
-        return outputs
+            self.add_auxiliary(self.channels[-2], num_classes)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.words import Count, Share
-from models.encoded import EncodedNetwork, freeze_unreached, initialise
-from models.fcn import FCNHead
-from models.layers import choose, conv_norm_relu, require_positive, upsample_to
+from models.encoded import freeze_unreached, initialise
+from models.fcn import TwoLevelNetwork
+from models.layers import choose, conv_norm_relu, require_positive
 
 SIZES = (1, 2, 3, 6)  # of the pyramid's grids
 DEPTHS = (3, 4, 5)
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         return self.dropout(self.conv(self.psp(x)))
 
 
-class PSPNet(EncodedNetwork):
+class PSPNet(TwoLevelNetwork):
     """Pyramid scene parsing network: logits at the stride of the map it looks at.
 
     Args:
@@ -108,8 +108,7 @@ class PSPNet(EncodedNetwork):
         self.segmentation_head = nn.Sequential(nn.Conv2d(width, num_classes, 3, padding=1))
         initialise(self.decoder, self.segmentation_head)
         if multi_level:
-            self.heads = ("out", "aux")
-            self.aux_classifier = FCNHead(self.channels[depth - 2], num_classes)
+            self.add_auxiliary(self.channels[depth - 2], num_classes)
 
     def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
         """Predict logits at the stride of the encoder's map.
@@ -122,7 +121,4 @@ class PSPNet(EncodedNetwork):
             "out" and, with two levels, "aux": float [N,C,h,w], of the same size.
         """
         *_, before, deepest = islice(self.encoder.maps(images), self.count)
-        outputs = {"out": self.segmentation_head(self.decoder(deepest))}
-        if aux and "aux" in self.heads:
-            outputs["aux"] = upsample_to(self.aux_classifier(before), outputs["out"])
-        return outputs
+        return self.outputs(self.segmentation_head(self.decoder(deepest)), before, aux)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.words import Count, Share
-from models.encoded import EncodedNetwork, initialise
-from models.fcn import FCNHead
+from models.encoded import initialise
+from models.fcn import TwoLevelNetwork
 from models.layers import (
     PooledBatchNorm2d,
     choose,
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
         return self.dropout(self.fusion_block(torch.cat(enlarged, dim=1)))
 
 
-class UPerNet(EncodedNetwork):
+class UPerNet(TwoLevelNetwork):
     """Unified perceptual parsing network: logits at stride 4.
 
     Args:
@@ -159,8 +159,7 @@ class UPerNet(EncodedNetwork):
         self.segmentation_head = nn.Sequential(nn.Conv2d(width, num_classes, 1))
         initialise(self.decoder, self.segmentation_head)
         if multi_level:
-            self.heads = ("out", "aux")
-            self.aux_classifier = FCNHead(self.channels[-2], num_classes, width=256)
+            self.add_auxiliary(self.channels[-2], num_classes, width=256)
 
     def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
         """Predict logits at a quarter of the size.
@@ -173,10 +172,7 @@ class UPerNet(EncodedNetwork):
             "out" and, with two levels, "aux": float [N,C,ceil(H/4),ceil(W/4)].
         """
         features = self.encoder.features(images)
-        outputs = {"out": self.segmentation_head(self.decoder(features))}
-        if aux and "aux" in self.heads:
-            outputs["aux"] = upsample_to(self.aux_classifier(features[-2]), outputs["out"])
-        return outputs
+        return self.outputs(self.segmentation_head(self.decoder(features)), features[-2], aux)
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
         """Bring mmsegmentation's names to smp's, which are these; a classifier's to the encoder."""
