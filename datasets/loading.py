@@ -166,10 +166,15 @@ def require_same_classes(one: Dataset, other: Dataset) -> None:
     """Raise UserError that names the first class in which two datasets differ."""
     if one.class_names == other.class_names:
         return
-    names = itertools.zip_longest(one.class_names, other.class_names, fillvalue="none")
-    c, (a, b) = next((c, pair) for c, pair in enumerate(names) if pair[0] != pair[1])
     roots = [getattr(part, "datasets", [part])[0].root for part in (one, other)]
     raise UserError(
-        f"{one.name} ({roots[0]}) and {other.name} ({roots[1]}) have different classes: class {c} "
-        f"is {a} in the one, {b} in the other"
+        f"{one.name} ({roots[0]}) and {other.name} ({roots[1]}) have different classes: "
+        f"{first_difference(one.class_names, other.class_names)}"
     )
+
+
+def first_difference(one: list[str], other: list[str]) -> str:
+    """Return, for people, the first class in which two tables that are not equal differ."""
+    pairs = itertools.zip_longest(one, other, fillvalue="none")
+    c, (a, b) = next((c, pair) for c, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"class {c} is {a} in the one, {b} in the other"

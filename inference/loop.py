@@ -1,6 +1,5 @@
 """Run a trained network over a dataset: restore it, predict every image, score."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 import models
 from datasets import DATASETS, open_images
 from datasets.base import NoLabels
-from datasets.loading import make_loader, on_device
+from datasets.loading import first_difference, make_loader, on_device
 from engine import processes
 from engine.device import pick_precision
 from engine.errors import UserError
@@ -262,11 +261,9 @@ def _check_classes(one: str | Path, theirs: list[str], other: str | Path, ours: 
     """Raise UserError that names the first class in which two tables differ."""
     if theirs == ours:
         return
-    pairs = itertools.zip_longest(theirs, ours, fillvalue="none")
-    c, (a, b) = next((c, pair) for c, pair in enumerate(pairs) if pair[0] != pair[1])
     raise UserError(
         f"{one} knows {len(theirs)} classes, {other} has {len(ours)}; the first that differs: "
-        f"class {c} is {a} in the one, {b} in the other"
+        f"{first_difference(theirs, ours)}"
     )
 
 
