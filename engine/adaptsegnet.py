@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from engine import processes
 from engine.errors import UserError
 
 # flag -> how many values, and why it needs nothing here
@@ -70,7 +71,7 @@ def translate(
             raise UserError(f"--restore-from {rest[0]}: give a file; download it first")
         else:
             words.append(word)
-    if dropped and is_first():
+    if dropped and processes.is_first():
         print(f"not needed here, and left aside: {', '.join(dropped)}", flush=True)
     if evaluates:
         return _evaluated(words, theirs), theirs
@@ -148,8 +149,3 @@ def _there(flag: str, folders: Sequence[str]) -> str:
             "where AdaptSegNet has them; --recipe streets is the demo on drawn images"
         )
     return found
-
-
-def is_first() -> bool:
-    """Return whether this is the process that speaks for all."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine import adaptsegnet, words
+from engine import adaptsegnet, processes, words
 from engine.errors import UserError
 from engine.recipes import RECIPES
 
@@ -124,7 +124,7 @@ def parse(
     before = []
     if recipe is not None:
         before = _recipe_words(parser, recipe, given, spelled, unused)
-        if adaptsegnet.is_first():
+        if processes.is_first():
             print(f"recipe {recipe}: {shlex.join(before)}", flush=True)
     args = parser.parse_args([*before, *argv])
     if recipe is not None:

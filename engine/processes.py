@@ -24,6 +24,11 @@ SILENCE = 8.0  # seconds before a process says that it waits
 MESSAGE = 64 * 2**20  # bytes that a process may send another
 
 
+def is_first() -> bool:
+    """Return whether this process is to speak for all, before they have joined."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def start() -> None:
     """Join the other processes, if torchrun (RANK) or srun (SLURM_STEP_NUM_TASKS) started several.
 
