@@ -4,9 +4,10 @@ Nothing here imports torch.
 """
 
 import argparse
+import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from engine import adaptsegnet, processes, words
@@ -36,6 +37,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, as every error of the project."""
 
     models: Mapping[str, Callable] | None = None  # what --model may name
+    augmentations: Container[str] = ()  # what --augment may name
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see --help)\n")
@@ -132,7 +134,7 @@ def parse(
     if "model" in vars(args):
         args.model = _architecture(parser, args, _given(parser, before), given)
     if "augment" in vars(args):
-        args.augment = _augmentations(_given(parser, before), given)
+        args.augment = _augmentations(parser, _given(parser, before), given)
     for spelling in {*MODEL_SPELLINGS, *AUGMENT_SPELLINGS} & vars(args).keys():
         delattr(args, spelling)
     args.given, args.free = frozenset(said), frozenset(_free(parser))
@@ -240,10 +242,17 @@ def _pair(flag: str, word: str) -> tuple[str, str]:
     return key, value
 
 
-def _augmentations(recipe: argparse.Namespace, given: argparse.Namespace) -> list[str]:
-    """Return the words of --augment and of its earlier spellings, each name once, sorted."""
+def _augmentations(
+    parser: Parser, recipe: argparse.Namespace, given: argparse.Namespace
+) -> list[str]:
+    """Return the words of --augment and of its earlier spellings, each name once, sorted.
+
+    The keys of a word follow it in the same string.
+    """
     listed = given.augment if given.augment is not None else recipe.augment or []
-    named = {word.partition("=")[0]: word for word in listed}
+    named = {
+        re.split("[= ]", group)[0]: group for group in words.grouped(listed, parser.augmentations)
+    }
     for source in (recipe, given):
         for dest, (replaced, word_for) in AUGMENT_SPELLINGS.items():
             value = getattr(source, dest)

@@ -411,13 +411,15 @@ def add_augmentation(parser: Parser, names: Mapping[str, Any]) -> None:
         parser: of `parser`.
         names: what may be named.
     """
+    parser.augmentations = names
     group = parser.add_argument_group("augmentation, on the device")
     flag = group.add_argument
     flag(
         "--augment",
         nargs="+",
-        metavar="[SIDE:]NAME[=VALUE]",
-        help=f"any of {', '.join(names)}; source: or target: says whose images",
+        metavar="[SIDE:]NAME[=VALUE] [KEY=VALUE]",
+        help=f"any of {', '.join(names)}; source: or target: says whose images, and the keys of "
+        "each, p=PROBABILITY among them, follow it (docs/augment.md)",
     )
     flag("--crop-size", type=width_height, metavar="W,H", help="the word crop=W,H")
     flag("--random-mirror", action=BOOLEAN, help="the word hflip")

@@ -94,6 +94,30 @@ def scale_range(text: str) -> tuple[float, float]:
     return factors
 
 
+def span(low: float, high: float) -> Callable:
+    """Return a parser of `LOW,HIGH` within two bounds; one number is both."""
+
+    def parse_span(text: str) -> tuple[float, float]:
+        found = numbers(float)(text)
+        found = found * 2 if len(found) == 1 else found
+        if len(found) != 2 or not low <= found[0] <= found[1] <= high:
+            bounds = f"{low:g} <= LOW <= HIGH <= {high:g}"
+            raise argparse.ArgumentTypeError(f"expected LOW,HIGH or one number, {bounds}: {text!r}")
+        return found
+
+    return parse_span
+
+
+def swing(limit: float) -> Callable:
+    """Return a parser of `LOW,HIGH` within -limit and limit; one number X is -X,X."""
+
+    def parse_swing(text: str) -> tuple[float, float]:
+        found = numbers(float)(text)
+        return span(-limit, limit)(text if len(found) != 1 else f"{-abs(found[0])},{abs(found[0])}")
+
+    return parse_swing
+
+
 def key_value(text: str) -> tuple[str, str | float]:
     """Parse `KEY=VALUE`; a value that is a number becomes one."""
     key, _, value = text.partition("=")

@@ -12,7 +12,7 @@ import argparse
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from engine.errors import UserError
@@ -117,6 +117,23 @@ def bind(what: str, function: Callable, given: Iterable[tuple[str, str]]) -> dic
             raise UserError(f"{what}: {key}={text}: must be one of {allowed}")
         result[key] = value
     return result
+
+
+def grouped(words: Iterable[str], names: Container[str]) -> list[str]:
+    """Join each [SIDE:]NAME[=VALUE] with the KEY=VALUE words that follow it, which name no NAME.
+
+    Args:
+        words: or several of them in one, with spaces between.
+        names: what there is.
+    """
+    groups: list[str] = []
+    for word in " ".join(words).split():
+        name, equals, _ = word.partition("=")
+        if groups and equals and ":" not in name and name not in names:
+            groups[-1] += f" {word}"
+        else:
+            groups.append(word)
+    return groups
 
 
 def check(what: str, function: Callable, given: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import fakedata
 import train_da
 import train_seg
-from training.augment import Augment, policies
+from training.augment import Augment, geometry, pillow, policies
 from worlds import SMALL
 
 WIDTH, HEIGHT = 61, 43  # odd, and no multiple of each other
@@ -39,6 +39,14 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
 
 
+def moved(name: str, value: float, images: torch.Tensor, labels: torch.Tensor | None = None):
+    """Return images and labels after one operation of geometry."""
+    matrix = policies.matrix([(name, value)], (images.shape[3], images.shape[2]))
+    theta = matrix[None, :2].repeat(len(images), 1, 1)
+    grid = geometry.make_grid(theta, None, images.shape[2:], images.device)
+    return geometry.sample(images, labels, grid)
+
+
 def enhance(kind: str):
     return lambda image, change: getattr(ImageEnhance, kind)(image).enhance(1 + change)
 
@@ -63,11 +71,11 @@ def every_value(name: str) -> list[float]:
     )
 
 
-@pytest.mark.parametrize("name", sorted(policies.COLOUR))
+@pytest.mark.parametrize("name", sorted(pillow.COLOUR))
 def test_colours_equal_pillow(name: str, photo: Image.Image):
     changes = False
     for value in every_value(name):
-        ours, _ = policies.apply(name, value, to_tensor(photo))
+        ours = pillow.COLOUR[name](to_tensor(photo), value)
         theirs = to_tensor(PILLOW[name](photo, value))
         if name in EXACT:
             assert torch.equal(ours, theirs), value
@@ -89,7 +97,7 @@ def test_colours_equal_pillow(name: str, photo: Image.Image):
 )
 @pytest.mark.parametrize("name", ["autocontrast", "equalize", "sharpness"])
 def test_images_that_histograms_are_awkward_for(name: str, image: Image.Image):
-    ours, _ = policies.apply(name, 0.5, to_tensor(image))
+    ours = pillow.COLOUR[name](to_tensor(image), 0.5)
     theirs = to_tensor(PILLOW[name](image, 0.5))
     assert (ours - theirs).abs().max() <= (0 if name == "equalize" else 1)
 
@@ -116,20 +124,20 @@ def test_geometry_equals_pillow(name: str, photo: Image.Image, map_of_ids: Image
     labels = torch.from_numpy(np.array(map_of_ids))[None]
     how = Image.Resampling
     for value in every_value(name):
-        images, moved = policies.apply(name, value, to_tensor(photo), labels)
+        images, ids = moved(name, value, to_tensor(photo), labels)
         # ties between two pixels are rounding's: then a hair more or less must give ours
         theirs = [
             np.array(moved_by_pillow(name, value * hair, map_of_ids, how.NEAREST, 255))
             for hair in (1, 1 - 3e-4, 1 + 3e-4, 1 - 3e-3, 1 + 3e-3)
         ]
-        assert (moved[0].numpy() == theirs).any(0).all(), value
-        assert (moved[0].numpy() == theirs[0]).mean() > 0.97, value
+        assert (ids[0].numpy() == theirs).any(0).all(), value
+        assert (ids[0].numpy() == theirs[0]).mean() > 0.97, value
         theirs = to_tensor(moved_by_pillow(name, value, photo, how.BILINEAR, 0))
         inside = torch.nn.functional.max_pool2d((theirs == 0).all(1, True).float(), 3, 1, 1) == 0
         inside[..., [0, -1], :] = inside[..., :, [0, -1]] = False  # ours fade over the last pixel
         assert inside.float().mean() > 0.3
         assert (images - theirs).abs()[inside.expand_as(images)].max() < 1.001, value
-        outside = (moved == 255)[0]
+        outside = (ids == 255)[0]
         assert (images[0, :, outside] <= 230 / 2 + 1).all()
         assert outside.any() == (abs(value) > 1e-9 and abs(value) * 43 > 0.6)
 
@@ -137,19 +145,20 @@ def test_geometry_equals_pillow(name: str, photo: Image.Image, map_of_ids: Image
 def test_several_maps_move_together(map_of_ids: Image.Image):
     label = torch.from_numpy(np.array(map_of_ids))[None]
     maps = torch.stack([label, 100 + label], 1)
-    _, moved = policies.apply("rotate", 20.0, torch.zeros(1, 3, HEIGHT, WIDTH), maps)
-    inside = moved[:, 0] != 255
-    assert torch.equal(moved[:, 1][inside], 100 + moved[:, 0][inside])
-    assert (moved[:, 1][~inside] == 255).all()
+    _, ids = moved("rotate", 20.0, torch.zeros(1, 3, HEIGHT, WIDTH), maps)
+    inside = ids[:, 0] != 255
+    assert torch.equal(ids[:, 1][inside], 100 + ids[:, 0][inside])
+    assert (ids[:, 1][~inside] == 255).all()
 
 
 def test_a_shear_worked_by_hand():
-    """Slope 1: row y takes its pixels from y + 0.5 to the right, so row 1 moves by 1 and a half."""
+    """Slope 1.25: row y takes its pixels from 1.25 (y + 0.5) to the right."""
     label = torch.arange(8, dtype=torch.uint8).expand(1, 4, 8)
-    _, moved = policies.transform(torch.zeros(1, 3, 4, 8), label, (1, 1, 0.25, 0, 1, 0))
-    # x + 0.5 + (y + 0.5) + 0.25 of row 0 is x + 1.25: pixel x + 1
-    rows = [[x + 1 + y if x + 1 + y < 8 else 255 for x in range(8)] for y in range(4)]
-    assert moved[0].tolist() == rows
+    _, ids = moved("shear_x", 1.25, torch.zeros(1, 3, 4, 8), label)
+    # x + 0.5 + 0.625 of row 0 is in pixel x + 1, x + 0.5 + 1.875 of row 1 in x + 2
+    shifts = (1, 2, 3, 4)  # 3.125 and 4.375 more
+    rows = [[x + more if x + more < 8 else 255 for x in range(8)] for more in shifts]
+    assert ids[0].tolist() == rows
 
 
 def test_levels_worked_by_hand():
@@ -163,7 +172,7 @@ def test_levels_worked_by_hand():
 
 
 def test_the_policy_names_operations_that_exist():
-    known = policies.GEOMETRY.keys() | policies.COLOUR.keys()
+    known = policies.GEOMETRY.keys() | pillow.COLOUR.keys()
     assert len(known) == 14
     assert len(policies.POLICY) == 25
     for pair in policies.POLICY:
@@ -173,51 +182,49 @@ def test_the_policy_names_operations_that_exist():
             assert level in range(10)
 
 
+def auto(images: torch.Tensor, labels: torch.Tensor):
+    """Return a batch after the word alone."""
+    return Augment(["auto"])({"image": images.to(torch.uint8), "label": labels}, "target")
+
+
 def test_each_image_draws_its_own_and_labels_follow(photo: Image.Image, map_of_ids: Image.Image):
     n = 60
     labels = torch.from_numpy(np.array(map_of_ids)).expand(n, -1, -1)
     images = to_tensor(photo).expand(n, -1, -1, -1)
-    before = images.clone()
     torch.manual_seed(0)
-    changed, moved = policies.auto_augment(images, labels)
-    assert torch.equal(images, before)
+    batch = auto(images, labels)
+    changed, ids = batch.image, batch.label
     assert changed.shape == images.shape
     assert changed.dtype == torch.float32
-    assert moved.dtype == torch.uint8
+    assert ids.dtype == torch.uint8
     assert changed.min() >= 0
     assert changed.max() <= 255
     assert len({image.sum().item() for image in changed}) > 15
-    same_place = (moved == labels).flatten(1).all(1).float().mean().item()
+    same_place = (ids == labels).flatten(1).all(1).float().mean().item()
     # the chance that geometry happens: of 25 pairs, 6 rotate and one shears
     expected = (0.6 + 0.8 + 0.2 + 0.8 + 0.4 + 0.8 + 0.6) / 25
     assert 1 - same_place == pytest.approx(expected, abs=0.1)
     for i in range(n):  # black where the label says outside, bar the pixel that fades
-        outside = moved[i] == 255
+        outside = ids[i] == 255
         if outside.any():
             deep = -torch.nn.functional.max_pool2d(-outside[None].float(), 3, 1, 1)[0] == 1
             assert changed[i, :, deep].unique(dim=1).shape[1] <= 1  # one colour
 
 
-def test_draws_are_the_generators_and_fixed_in_number(photo: Image.Image):
-    images = to_tensor(photo).expand(4, -1, -1, -1)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        results.append((policies.auto_augment(images)[0], torch.rand(1)))
-    assert torch.equal(results[0][0], results[1][0])
+def test_draws_are_the_generators_and_fixed_in_number():
+    torch.manual_seed(5)
+    first, after = policies.auto(4), torch.rand(1)
+    torch.manual_seed(5)
+    assert policies.auto(4) == first
     torch.manual_seed(5)
     torch.rand(4, 5)
-    assert torch.equal(results[0][1], torch.rand(1))
-
-
-def test_without_labels_nothing_is_labelled(photo: Image.Image):
-    assert policies.auto_augment(to_tensor(photo))[1] is None
+    assert torch.equal(after, torch.rand(1))
 
 
 def test_rotation_turns_counter_clockwise():
     image = torch.zeros(1, 3, 41, 41)
     image[..., 20, 35] = 255  # to the right of the centre
-    turned, _ = policies.apply("rotate", 30.0, image)
+    turned, _ = moved("rotate", 30.0, image)
     row, column = divmod(turned[0, 0].argmax().item(), 41)
     assert column - 20 == pytest.approx(15 * math.cos(math.pi / 6), abs=1)
     assert 20 - row == pytest.approx(15 * math.sin(math.pi / 6), abs=1)
@@ -235,7 +242,9 @@ def test_whose_images_are_changed(monkeypatch, tmp_path: Path, where: str, expec
 
     def record(self, batch: dict, side: str):
         domain = "source" if side == "source" else "labelled" if "label" in batch else "target"
-        monkeypatch.setattr(policies, "auto_augment", lambda *maps: seen.append(domain) or maps)
+        monkeypatch.setattr(
+            policies, "recolour", lambda images, plan: seen.append(domain) or images
+        )
         return augment(self, batch, side)
 
     monkeypatch.setattr(Augment, "__call__", record)
@@ -249,9 +258,7 @@ def test_whose_images_are_changed(monkeypatch, tmp_path: Path, where: str, expec
 def test_the_supervised_script_augments_too(monkeypatch, tmp_path: Path):
     data = fakedata.make_camvid(tmp_path / "camvid", n=6, size=(64, 48))
     seen = []
-    monkeypatch.setattr(
-        policies, "auto_augment", lambda images, labels: seen.append(1) or (images, labels)
-    )
+    monkeypatch.setattr(policies, "recolour", lambda images, plan: seen.append(1) or images)
     words = "--recipe streets --dataset camvid --set day_train --val-set day_val --num-steps 1"
     words += f" --input-size 64,48 --data-dir {data} --num-workers 0"
     for calls, flags in enumerate(("", " --auto-augment")):

@@ -12,11 +12,17 @@ from training.losses import PixelLoss, parse_loss
 @pytest.mark.parametrize(
     ("words", "source", "target"),
     [
-        ([], {"jitter": 0.0}, {}),
+        ([], {"jitter": [0.0]}, {}),
         (["hflip", "crop=64,32"], {"mirror", "crop"}, {"mirror", "crop"}),
-        (["source:jitter=0.4"], {"jitter": 0.4}, {}),
-        (["jitter=0.4"], {"jitter": 0.4}, {"jitter": 0.4}),
-        (["target:auto", "scale"], {"scale": (0.5, 1.5)}, {"auto": True, "scale": (0.5, 1.5)}),
+        (["source:jitter=0.4"], {"jitter": [0.4]}, {}),
+        (["jitter=0.4"], {"jitter": [0.4]}, {"jitter": [0.4]}),
+        (["target:auto", "scale"], {"scale": [(0.5, 1.5)]}, {"auto": [], "scale": [(0.5, 1.5)]}),
+        (
+            ["target:elastic alpha=9", "sigma=4", "scale"],
+            {"scale": [(0.5, 1.5)]},
+            {"elastic": [9, 4], "scale": [(0.5, 1.5)]},
+        ),
+        (["rotate=5", "target:rotate=0"], {"rotate": [(-5, 5)]}, {}),
     ],
 )
 def test_a_word_is_of_one_side_or_of_all(words: list[str], source, target):
@@ -24,10 +30,10 @@ def test_a_word_is_of_one_side_or_of_all(words: list[str], source, target):
     for side, expected in (("source", source), ("target", target)):
         chosen = augment.chosen[side]
         if isinstance(expected, set):
-            assert chosen["hflip"] is True
-            assert chosen["crop"] == (64, 32)
+            assert chosen["hflip"].p == 0.5
+            assert chosen["crop"].values == {"size": (64, 32)}
         else:
-            assert {key: chosen[key] for key in expected} == expected
+            assert {key: [*chosen[key].values.values()] for key in expected} == expected
             assert chosen.keys() - {"jitter"} == expected.keys() - {"jitter"}
 
 
@@ -35,18 +41,21 @@ def test_a_word_is_of_one_side_or_of_all(words: list[str], source, target):
     ("word", "message"),
     [
         ("twirl", "no augmentation 'twirl'; there are: hflip, scale, crop, vflip"),
-        ("hflip=1", "hflip takes no value"),
-        ("crop", "crop needs a value: crop=..."),
-        ("crop=64", "crop: expected W,H in pixels"),
-        ("scale=2,1", "scale: expected LOW,HIGH"),
-        ("jitter=x", "jitter: expected float >= 0"),
+        ("hflip=2", "hflip: p=2: expected 0 to 1"),
+        ("scale p=0.3", "scale has no option 'p'; it has: factors"),
+        ("elastic=30 width=3", "elastic has no option 'width'; it has: alpha, sigma"),
+        ("rotate=9,3", "rotate: degrees=9,3: expected LOW,HIGH or one number, -180 <= LOW"),
+        ("crop", "crop needs a value: crop=SIZE"),
+        ("crop=64", "crop: size=64: expected W,H in pixels"),
+        ("scale=2,1", "scale: factors=2,1: expected LOW,HIGH"),
+        ("jitter=x", "jitter: strength=x: expected float >= 0"),
         ("left:hflip", "before the colon stands one of source, target"),
     ],
 )
 def test_words_of_augment_that_do_not_exist(word: str, message: str):
     with pytest.raises(UserError) as error:
         Augment([word])
-    assert str(error.value).startswith(f"--augment {word}: ")
+    assert str(error.value).startswith(f"--augment {word}")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -54,7 +63,7 @@ def test_words_of_augment_that_do_not_exist(word: str, message: str):
 def test_a_side_that_the_script_does_not_have_is_refused():
     with pytest.raises(UserError, match="--augment target:auto: this script has no target"):
         Augment(["target:auto"], sides=("source",))
-    assert Augment(["auto"], sides=("source",)).chosen["source"]["auto"]
+    assert "auto" in Augment(["auto"], sides=("source",)).chosen["source"]
 
 
 def test_a_loss_is_a_sum_of_weighted_words():

@@ -5,31 +5,53 @@ loops seed with the step.
 """
 
 import argparse
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
 from engine.errors import UserError
-from training.augment import colour, geometry, policies
+from engine.parsing import between
+from engine.words import bind, grouped
+from training.augment import colour, distortion, geometry, moves, policies
 from training.augment.row import Row
 from training.batch import Batch
 
+REQUIRED = inspect.Parameter.empty
 SIDES = ("source", "target")  # the target's are its labelled and pseudo-labelled images too
 
+# in the order in which images go through them
 AUGMENTATIONS: dict[str, Row] = (
-    geometry.AUGMENTATIONS | policies.AUGMENTATIONS | colour.AUGMENTATIONS
+    moves.AUGMENTATIONS | distortion.AUGMENTATIONS | policies.AUGMENTATIONS | colour.AUGMENTATIONS
 )
+
+
+class Word(NamedTuple):
+    """A word of --augment: how likely it changes an image, and its keys' values."""
+
+    p: float | None
+    values: dict[str, Any]
+
+    def changes_nothing(self, row: Row) -> bool:
+        """Return whether images stay what they are, to the bit."""
+        still = row.still and all(self.values[key] == value for key, value in row.still.items())
+        return self.p == 0 or bool(still)
+
+
 # drawn where it is not asked for, at strength 0, so that what is drawn after it stays the same
-ALWAYS = {"source": {"jitter": 0.0}, "target": {}}
+ALWAYS = {"source": {"jitter": Word(1.0, {"strength": 0.0})}}
 
 
 class Augment:
-    """What --augment says is done to each side's batches.
+    """What --augment says is done to each side's batches, in the order of AUGMENTATIONS.
 
-    Everything geometric is one sampling grid; then come policies, then colours.
+    Everything geometric is one sampling grid, and images and labels are sampled once.
 
     Args:
-        words: [SIDE:]NAME[=VALUE] each; without a side, of all sides.
+        words: [SIDE:]NAME[=VALUE], each followed by KEY=VALUE for its keys; without a side, of all
+            sides.
         sides: that the run has.
 
     Raises:
@@ -37,13 +59,15 @@ class Augment:
     """
 
     def __init__(self, words: list[str], sides: tuple[str, ...] = SIDES):
-        self.chosen = {side: dict(ALWAYS[side]) for side in sides}
-        for word in words:
-            side, name, value = parse_augmentation(word)
+        self.chosen = {side: dict(ALWAYS.get(side, {})) for side in sides}
+        for group in grouped(words, AUGMENTATIONS):
+            side, name, word = parse_augmentation(group)
             if side is not None and side not in sides:
-                raise UserError(f"--augment {word}: this script has no {side}")
+                raise UserError(f"--augment {group}: this script has no {side}")
             for one in sides if side is None else (side,):
-                self.chosen[one][name] = value
+                self.chosen[one].pop(name, None)
+                if name in ALWAYS.get(one, {}) or not word.changes_nothing(AUGMENTATIONS[name]):
+                    self.chosen[one][name] = word
 
     @torch.no_grad()
     def __call__(self, batch: dict, side: str) -> Batch:
@@ -58,36 +82,85 @@ class Augment:
         Raises:
             UserError: a crop larger than the images.
         """
-        chosen = self.chosen[side]
-        by_stage: dict[str, dict[str, Any]] = {"warp": {}, "move": {}, "both": {}, "colour": {}}
-        for name, row in AUGMENTATIONS.items():
-            if name in chosen:
-                by_stage[row.stage][name] = chosen[name]
         maps = [batch[key] for key in ("label", "confidence") if key in batch]
-        images, maps = geometry.warp(
-            batch["image"],
-            torch.stack(maps, 1) if maps else None,
-            rare_class=batch.get("rare_class"),
-            extent=batch.get("extent"),
-            moves=[(AUGMENTATIONS[name].apply, v) for name, v in by_stage["move"].items()],
-            **{AUGMENTATIONS[name].apply: value for name, value in by_stage["warp"].items()},
-        )
-        for name, value in by_stage["both"].items():
-            images, maps = AUGMENTATIONS[name].apply(images, maps, value)
-        for name, value in by_stage["colour"].items():
-            images = AUGMENTATIONS[name].apply(images, value)
+        maps = torch.stack(maps, 1) if maps else None
+        how = {key: batch.get(key) for key in ("rare_class", "extent")}
+        images, maps = self.change(batch["image"], maps, side, **how)
         if maps is None:
             return Batch(images)
         label, *weight = maps.unbind(1)
         return Batch(images, label, weight[0] / 255 if weight else None)
 
+    def change(self, images: torch.Tensor, maps: torch.Tensor | None, side: str, **how) -> tuple:
+        """Change images [N,3,H,W] and maps, uint8 [N,K,H,W]; `how`: see `geometry.warp`."""
+        stages: dict[str, list[tuple[Row, Word]]] = {}
+        for name, row in AUGMENTATIONS.items():
+            if name in self.chosen[side]:
+                stages.setdefault(row.stage, []).append((row, self.chosen[side][name]))
+        for row, word in stages.get("warp", ()):
+            how |= row.apply(word.p, **word.values)
+        plans: list[policies.Plan] = []
+        if stages.keys() & {"move", "bend", "policy"}:
+            how["way"] = functools.partial(find_way, stages, plans, images.device)
+        images, maps = geometry.warp(images, maps, **how)
+        for plan in plans:
+            images = policies.recolour(images, plan)
+        for row, word in stages.get("image", ()):
+            images = on_some(functools.partial(row.apply, **word.values), images, word.p)
+        return images, maps
 
-def parse_augmentation(word: str) -> tuple[str | None, str, Any]:
-    """Return side, None for all, name and value of a word of --augment.
+
+def find_way(
+    stages: dict, plans: list, device: torch.device, n: int, size: tuple[int, int]
+) -> geometry.Way:
+    """Draw the moves, bends and policies of a batch; the policies' plans are added to `plans`."""
+    way = geometry.Way(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, dtype=torch.bool))
+    for row, word in stages.get("move", ()):
+        on = draw(n, word.p)
+        way.matrix = torch.where(
+            on.view(n, 1, 1), way.matrix @ row.apply(n, size, **word.values), way.matrix
+        )
+        way.moved |= on
+    for row, word in stages.get("policy", ()):
+        drawn = zip(row.apply(n, **word.values), draw(n, word.p).tolist(), strict=True)
+        plans.append([plan if on else [] for plan, on in drawn])
+        for i, operations in enumerate(plans[-1]):
+            moved = policies.matrix(operations, size)
+            if moved is not None:
+                way.matrix[i] = way.matrix[i] @ moved
+                way.moved[i] = True
+    for row, word in stages.get("bend", ()):
+        on = draw(n, word.p)
+        way.moved |= on
+        there = on.to(device, torch.float, non_blocking=True)
+        bend = functools.partial(row.apply, on=there, size=size, **word.values)
+        way.bends.insert(0, bend)  # what comes last is looked through first
+    return way
+
+
+def draw(n: int, p: float) -> torch.Tensor:
+    """Draw which of n images are changed, bool on the CPU; nothing is drawn where all are."""
+    return torch.ones(n, dtype=torch.bool) if p == 1 else torch.rand(n) < p
+
+
+def on_some(function: Callable, images: torch.Tensor, p: float, *more: torch.Tensor) -> Any:
+    """Return the images with a function applied to each with probability p."""
+    on = draw(len(images), p)
+    if on.all():
+        return function(images)
+    if not on.any():
+        return images
+    which = on.nonzero().flatten().to(images.device, non_blocking=True)
+    return images.index_copy(0, which, function(images[which]))
+
+
+def parse_augmentation(group: str) -> tuple[str | None, str, Word]:
+    """Return side, None for all, name, and what is said of it, of a word of --augment and its keys.
 
     Raises:
         UserError: see `Augment`.
     """
+    word, *pairs = group.split()
     side, colon, rest = word.rpartition(":")
     if colon and side not in SIDES:
         raise UserError(f"--augment {word}: before the colon stands one of {', '.join(SIDES)}")
@@ -95,13 +168,19 @@ def parse_augmentation(word: str) -> tuple[str | None, str, Any]:
     if name not in AUGMENTATIONS:
         there = ", ".join(AUGMENTATIONS)
         raise UserError(f"--augment {word}: no augmentation {name!r}; there are: {there}")
-    row = AUGMENTATIONS[name]
-    if equals and row.parse is None:
-        raise UserError(f"--augment {word}: {name} takes no value")
-    if not equals and row.default is None:
-        raise UserError(f"--augment {word}: {name} needs a value: {name}=...")
-    try:
-        value = row.parse(text) if equals else row.default
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise UserError(f"--augment {word}: {name}: {error}") from None
-    return side if colon else None, name, value
+    row, what = AUGMENTATIONS[name], f"--augment {group}: {name}"
+    given = [tuple(pair.split("=", 1)) for pair in pairs]
+    if equals:
+        given.insert(0, (next(iter(row.keys), "p"), text))
+    p, values = row.p, {key: keyword.default for key, keyword in row.keys.items()}
+    for key, value in given:
+        if key == "p" and row.p is not None:
+            try:
+                p = between(0, 1)(value)
+            except argparse.ArgumentTypeError as error:
+                raise UserError(f"{what}: p={value}: {error}") from None
+        else:
+            values |= bind(what, row.apply, [(key, value)])
+    if missing := [key for key, value in values.items() if value is REQUIRED]:
+        raise UserError(f"{what} needs a value: {name}={missing[0].upper()}")
+    return side if colon else None, name, Word(p, values)

@@ -1,6 +1,7 @@
 """Colours and blur: what changes images alone."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -85,9 +86,23 @@ def gaussian_blur(
     return flat.view(n, channels, height, width)
 
 
-def jitter(images: torch.Tensor, strength: float) -> torch.Tensor:
+def jitter(
+    images: torch.Tensor,
+    *,
+    strength: Annotated[
+        float, at_least(0, float), "of all but the hue, which turns a quarter of it"
+    ],
+) -> torch.Tensor:
     """Jitter colours by `strength`, the hue by a quarter of it in turns."""
     return color_jitter(images, strength, strength / 4)
 
 
-AUGMENTATIONS = {"jitter": Row("colour", jitter, at_least(0, float))}
+AUGMENTATIONS = {
+    "jitter": Row(
+        "image",
+        jitter,
+        "torchvision ColorJitter",
+        "one matrix: cut to 0..255 once, at the end; the hue turns in YIQ",
+        p=1.0,
+    )
+}

@@ -1,19 +1,33 @@
 """Geometry: one sampling grid for all that moves pixels, images bilinear and labels nearest."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 from engine.errors import UserError
-from engine.parsing import between, scale_range, width_height
-from training.augment.row import Row
 
 # A crop of an image drawn for a rare class should hold more of it than this share of the image:
 # DAFormer's 0.5 x 3000 pixels of 1280x720.
 RARE_CLASS_SHARE = 0.5 * 3000 / (1280 * 720)
 CROPS_TRIED = 10
+
+
+@dataclass
+class Way:
+    """From where in a warped frame its pixels come, after all else that moves them.
+
+    Attributes:
+        matrix: float [N,3,3], in grid_sample's coordinates, on the CPU.
+        moved: bool [N], on the CPU, which images it moves at all.
+        bends: functions of x, y (float [N,h,w] or what broadcasts to it), the first to be looked
+            through first; see `Row`.
+    """
+
+    matrix: torch.Tensor
+    moved: torch.Tensor
+    bends: list[Callable] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -23,10 +37,10 @@ def warp(
     *,
     crop_size: tuple[int, int] | None = None,
     scale: tuple[float, float] = (1.0, 1.0),
-    mirror: bool = False,
+    mirror: float = 0.0,
     rare_class: torch.Tensor | None = None,
     extent: torch.Tensor | None = None,
-    moves: Sequence[tuple[Callable, Any]] = (),
+    way: Callable[[int, tuple[int, int]], Way] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scale, crop, mirror and move each image of a batch at random, its label along with it.
 
@@ -35,10 +49,10 @@ def warp(
         labels: uint8 [N,K,H,W], K maps an image, the first the label; or None.
         crop_size: (W, H) in pixels; None keeps the size.
         scale: range of a uniform factor; what lies outside the image is black, label 255.
-        mirror: flip left to right with probability 1/2.
+        mirror: probability of flipping left to right.
         rare_class: int64 [N], the class that each crop should hold; see `crops_with`.
         extent: int64 [N,2], w and h of what each image fills, where crops lie; None for all of it.
-        moves: functions and their values, see `Row`; the first is the last to be looked through.
+        way: N and the frame's w, h -> what moves it after all this.
 
     Returns:
         float32 images [N,3,h,w] and uint8 labels [N,K,h,w] (None without labels).
@@ -52,54 +66,95 @@ def warp(
         raise UserError(f"--crop-size {crop_w},{crop_h} is larger than the images {width},{height}")
     images = images.float()
     factor, left, top, flip = torch.rand(4, n)
-    if (crop_w, crop_h) == (width, height) and scale == (1.0, 1.0) and not (mirror or moves):
-        return images, labels
-    if rare_class is None:
-        factor = scale[0] + factor * (scale[1] - scale[0])
-        filled = (width, height)
-        if extent is not None:
-            filled = extent.unbind(1)
-            drawn = (factor, left, top, flip)
-            factor, left, top, flip = (one.to(extent.device, non_blocking=True) for one in drawn)
-        left = place(left, filled[0] * factor, crop_w)
-        top = place(top, filled[1] * factor, crop_h)
+    plain = (crop_w, crop_h) == (width, height) and scale == (1.0, 1.0) and not mirror
+    if plain:
+        theta = torch.eye(3)[:2].repeat(n, 1, 1)
+        way = way and way(n, (crop_w, crop_h))
+        if way is None or not way.moved.any():
+            return images, labels
     else:
-        factor, left, top = crops_with(rare_class, labels[:, 0], (crop_w, crop_h), scale)
-        flip = flip.to(images.device, non_blocking=True)
-    sign = torch.where(flip < 0.5, -1.0, 1.0) if mirror else torch.ones_like(flip)
-    # grid_sample's coordinates run from -1 to 1 over the input: x_in = a * x_out + b
-    a_x, a_y = crop_w / (width * factor), crop_h / (height * factor)
-    b_x, b_y = 2 * left / (width * factor) + a_x - 1, 2 * top / (height * factor) + a_y - 1
-    zero = torch.zeros_like(flip)
-    theta = torch.stack([a_x * sign, zero, b_x, zero, a_y, b_y], 1).view(n, 2, 3)
-    for function, value in moves:
-        theta = theta @ function(n, value).to(theta.device, non_blocking=True)
-    return sample(images, labels, theta, (crop_h, crop_w))
+        if rare_class is None:
+            factor = scale[0] + factor * (scale[1] - scale[0])
+            filled = (width, height)
+            if extent is not None:
+                filled = extent.unbind(1)
+                drawn = (factor, left, top, flip)
+                factor, left, top, flip = (x.to(extent.device, non_blocking=True) for x in drawn)
+            left = place(left, filled[0] * factor, crop_w)
+            top = place(top, filled[1] * factor, crop_h)
+        else:
+            factor, left, top = crops_with(rare_class, labels[:, 0], (crop_w, crop_h), scale)
+            flip = flip.to(images.device, non_blocking=True)
+        sign = torch.where(flip < mirror, -1.0, 1.0) if mirror else torch.ones_like(flip)
+        # grid_sample's coordinates run from -1 to 1 over the input: x_in = a * x_out + b
+        a_x, a_y = crop_w / (width * factor), crop_h / (height * factor)
+        b_x, b_y = 2 * left / (width * factor) + a_x - 1, 2 * top / (height * factor) + a_y - 1
+        zero = torch.zeros_like(flip)
+        theta = torch.stack([a_x * sign, zero, b_x, zero, a_y, b_y], 1).view(n, 2, 3)
+        way = way and way(n, (crop_w, crop_h))
+    grid = make_grid(theta, way, (crop_h, crop_w), images.device)
+    if not plain or way.moved.all():
+        return sample(images, labels, grid)
+    # images that nothing moves stay what they are, to the bit
+    which = way.moved.nonzero().flatten().to(images.device, non_blocking=True)
+    changed, moved = sample(images[which], None if labels is None else labels[which], grid[which])
+    images = images.index_copy(0, which, changed)
+    return images, labels if labels is None else labels.index_copy(0, which, moved)
+
+
+def make_grid(
+    theta: torch.Tensor, way: Way | None, size: tuple[int, int], device: torch.device
+) -> torch.Tensor:
+    """Return from where each pixel comes, float [N,h,w,2], in grid_sample's coordinates.
+
+    Args:
+        theta: float [N,2,3], of the warp.
+        way: what is looked through before it.
+        size: h, w in pixels.
+        device: of the grid.
+    """
+    n, (height, width) = len(theta), size
+    projective = way is not None and bool(way.matrix[:, 2, :2].any())  # on the CPU
+    if way is None:
+        matrix = theta
+    elif projective:
+        last = torch.tensor([0.0, 0.0, 1.0], device=theta.device).repeat(n, 1, 1)
+        matrix = torch.cat([theta, last], 1) @ way.matrix.to(theta.device, non_blocking=True)
+    else:
+        matrix = theta @ way.matrix.to(theta.device, non_blocking=True)
+    matrix = matrix.to(device, non_blocking=True)
+    if way is None or not (projective or way.bends):
+        return F.affine_grid(matrix, (n, 1, *size), align_corners=False)
+    x = ((torch.arange(width, device=device) * 2 + 1) / width - 1).view(1, 1, -1)
+    y = ((torch.arange(height, device=device) * 2 + 1) / height - 1).view(1, -1, 1)
+    for bend in way.bends:
+        x, y = bend(x, y)
+    rows = [
+        row[:, 0].view(n, 1, 1) * x + (row[:, 1].view(n, 1, 1) * y + row[:, 2].view(n, 1, 1))
+        for row in matrix.unbind(1)
+    ]
+    if projective:
+        rows = [rows[0] / rows[2], rows[1] / rows[2]]
+    return torch.stack(rows, 3)
 
 
 def sample(
-    images: torch.Tensor,
-    labels: torch.Tensor | None,
-    theta: torch.Tensor,
-    size: tuple[int, int],
+    images: torch.Tensor, labels: torch.Tensor | None, grid: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Move images bilinearly, labels by the nearest pixel; outside, images are 0 and labels 255.
 
     Args:
         images: float [N,3,H,W].
         labels: uint8 [N,H,W] or [N,K,H,W], or None.
-        theta: float [N,2,3], from where in the input, as `torch.nn.functional.affine_grid` has it.
-        size: h, w of the output in pixels.
+        grid: float [N,h,w,2], from where, as `torch.nn.functional.grid_sample` has it.
     """
     n, _, height, width = images.shape
-    theta = theta.to(images.device, non_blocking=True)
-    grid = F.affine_grid(theta, (n, 1, *size), align_corners=False)
     images = F.grid_sample(images, grid, mode="bilinear", align_corners=False)
     if labels is not None:
         # sampled as 255 - label, so that grid_sample's zero outside the image means ignore
         inverse = (255 - labels).view(n, -1, height, width).float()
         inverse = F.grid_sample(inverse, grid, mode="nearest", align_corners=False)
-        labels = 255 - inverse.view(*labels.shape[:-2], *size).to(torch.uint8)
+        labels = 255 - inverse.view(*labels.shape[:-2], *grid.shape[1:3]).to(torch.uint8)
     return images, labels
 
 
@@ -152,18 +207,3 @@ def crops_with(
     enough[:, -1] = True
     chosen = enough.int().argmax(1, keepdim=True)
     return torch.stack([factor, left, top]).gather(2, chosen.expand(3, n, 1)).squeeze(2)
-
-
-def vertical_flip(n: int, probability: float) -> torch.Tensor:
-    """Return the moves that turn each of n images upside down at random; see `Row`."""
-    sign = torch.where(torch.rand(n) < probability, -1.0, 1.0)
-    one = torch.ones(n)
-    return torch.diag_embed(torch.stack([one, sign, one], 1))
-
-
-AUGMENTATIONS = {
-    "hflip": Row("warp", "mirror", None, True),
-    "scale": Row("warp", "scale", scale_range, (0.5, 1.5)),
-    "crop": Row("warp", "crop_size", width_height),
-    "vflip": Row("move", vertical_flip, between(0, 1), 0.5),
-}

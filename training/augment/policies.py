@@ -1,17 +1,19 @@
-"""AutoAugment for segmentation: two operations drawn for each image; geometry moves labels too.
+"""Policies: a few operations drawn for each image; geometry moves labels too.
 
-Images are [N,3,H,W], 0 to 255, as in augment.py, and every draw comes from torch's global
-generator.
+A policy is (n) -> a plan: for each of n images a list of (operation, value), operations being those
+of GEOMETRY and of `pillow.COLOUR`. Pictures are moved by all of a plan's geometry first, in the one
+grid.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 
-from training.augment import geometry
+from training.augment.pillow import COLOUR
 from training.augment.row import Row
+
+Plan = list[list[tuple[str, float]]]
 
 # Cubuk et al. 2019 (AutoAugment: Learning Augmentation Policies from Data), table 9, the policy
 # found on ImageNet: 25 pairs of (operation, probability, level of magnitude 0 to 9).
@@ -57,37 +59,25 @@ RANGES = {
 ONE_SIDED = ("solarize", "posterize")  # the others go either way
 
 
-@torch.no_grad()
-def auto_augment(
-    images: torch.Tensor, labels: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Draw a pair of operations for each image and apply each with its probability.
+def auto(n: int) -> Plan:
+    """Draw AutoAugment's pair of operations for each image, each with its probability.
 
-    Args:
-        images: float [N,3,H,W], 0 to 255.
-        labels: uint8 [N,H,W], or several maps an image [N,K,H,W], or None.
-
-    Returns:
-        The images, and the labels moved along; outside the image it is black, the label 255.
-
-    Source: Cubuk et al. 2019, section 3 and table 6. Deviations: labels; black outside, where
-    grey is usual; values stay fractional, where Pillow's are whole after each operation. The
-    signs are drawn, as in the published code.
+    Source: Cubuk et al. 2019, section 3 and table 6. Deviations: an image's geometry comes before
+    its colours, in the one grid; black outside, where grey is usual; values stay fractional, where
+    Pillow's are whole after each operation. The signs are drawn, as in the published code.
     """
-    drawn = torch.rand(len(images), 5).tolist()  # on the CPU: nothing waits for a GPU
-    changed = []
-    for i, (which, *chances) in enumerate(drawn):
-        image, label = images[i : i + 1], None if labels is None else labels[i : i + 1]
+    plan = []
+    for which, *chances in torch.rand(n, 5).tolist():  # on the CPU: nothing waits for a GPU
         pair = POLICY[int(which * len(POLICY))]
-        for (name, probability, level), chance, sign in zip(
-            pair, chances[:2], chances[2:], strict=True
-        ):
-            if chance < probability:
-                value = magnitude(name, level, -1 if sign < 0.5 else 1)
-                image, label = apply(name, value, image, label)
-        changed.append((image, label))
-    images = torch.cat([image for image, _ in changed]).clamp_(0, 255)  # rounding leaves 255.00002
-    return images, None if labels is None else torch.cat([label for _, label in changed])
+        drawn = zip(pair, chances[:2], chances[2:], strict=True)
+        plan.append(
+            [
+                (name, magnitude(name, level, -1 if sign < 0.5 else 1))
+                for (name, probability, level), chance, sign in drawn
+                if chance < probability
+            ]
+        )
+    return plan
 
 
 def magnitude(name: str, level: int, sign: int) -> float:
@@ -97,46 +87,37 @@ def magnitude(name: str, level: int, sign: int) -> float:
     return value if name in ONE_SIDED else sign * value
 
 
-def apply(
-    name: str, value: float, images: torch.Tensor, labels: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Apply one operation to a batch.
+def matrix(operations: Iterable[tuple[str, float]], size: tuple[int, int]) -> torch.Tensor | None:
+    """Return an image's geometry, float [3,3] in grid_sample's coordinates; None for none.
 
     Args:
-        name: of GEOMETRY or COLOUR.
-        value: of `magnitude`.
-        images: float [N,3,H,W], 0 to 255; left as they are.
-        labels: uint8 [N,H,W] or None; changed by an operation of GEOMETRY only.
+        operations: of a plan; those of COLOUR are passed over.
+        size: w, h of the frame in pixels.
     """
-    if name in GEOMETRY:
-        height, width = images.shape[-2:]
-        return transform(images, labels, GEOMETRY[name](value, width, height))
-    return COLOUR[name](images, value), labels
+    product, (w, h) = None, size
+    for name, value in operations:
+        if name in GEOMETRY:
+            a, b, c, d, e, f = GEOMETRY[name](value, w, h)
+            # x = w / 2 * (x' + 1)
+            rows = [
+                [a, b * h / w, a + b * h / w + 2 * c / w - 1],
+                [d * w / h, e, d * w / h + e + 2 * f / h - 1],
+                [0, 0, 1],
+            ]
+            one = torch.tensor(rows, dtype=torch.float)
+            product = one if product is None else product @ one
+    return product
 
 
-# ------------------------------------------------------------------ geometry
-
-
-def transform(
-    images: torch.Tensor, labels: torch.Tensor | None, matrix: tuple[float, ...]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Move images bilinearly and labels by the nearest pixel.
-
-    Args:
-        images: float [N,3,H,W].
-        labels: uint8 [N,H,W] or None.
-        matrix: a, b, c, d, e, f as Pillow's `Image.transform` takes them: the pixel at (x, y)
-            comes from (a x + b y + c, d x + e y + f), in pixels from the top left corner.
-    """
-    a, b, c, d, e, f = matrix
-    h, w = images.shape[-2:]
-    # the same in grid_sample's coordinates, which run from -1 to 1: x = w / 2 * (x' + 1)
-    rows = [
-        [a, b * h / w, a + b * h / w + 2 * c / w - 1],
-        [d * w / h, e, d * w / h + e + 2 * f / h - 1],
-    ]
-    theta = torch.tensor([rows]).expand(len(images), 2, 3)
-    return geometry.sample(images, labels, theta, (h, w))
+def recolour(images: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Return images, float [N,3,H,W], 0 to 255, with each one's colour operations done."""
+    changed = []
+    for image, operations in zip(images.split(1), plan, strict=True):
+        for name, value in operations:
+            if name in COLOUR:
+                image = COLOUR[name](image, value)
+        changed.append(image)
+    return torch.cat(changed).clamp_(0, 255)  # rounding leaves 255.00002
 
 
 def _rotation(degrees: float, width: int, height: int) -> tuple[float, ...]:
@@ -156,90 +137,12 @@ GEOMETRY: dict[str, Callable] = {
 }
 
 
-# ------------------------------------------------------------------ colour, by Pillow's definitions
-
-
-def _grey(images: torch.Tensor) -> torch.Tensor:
-    """Return the luminance [N,1,H,W] in whole grey levels."""
-    red, green, blue = images.split(1, dim=1)
-    return (0.299 * red + 0.587 * green + 0.114 * blue).round()
-
-
-def _enhance(plain: torch.Tensor | float, images: torch.Tensor, change: float) -> torch.Tensor:
-    """Move images away from their plain version (change > 0) or towards it."""
-    return (plain + (1 + change) * (images - plain)).clamp(0, 255)
-
-
-def _color(images: torch.Tensor, change: float) -> torch.Tensor:
-    return _enhance(_grey(images), images, change)
-
-
-def _contrast(images: torch.Tensor, change: float) -> torch.Tensor:
-    mean = _grey(images).mean((1, 2, 3), keepdim=True).round()
-    return _enhance(mean, images, change)
-
-
-def _brightness(images: torch.Tensor, change: float) -> torch.Tensor:
-    return _enhance(0.0, images, change)
-
-
-def _sharpness(images: torch.Tensor, change: float) -> torch.Tensor:
-    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # Pillow keeps the border
-    smooth = images.clone()
-    around = 9 * F.avg_pool2d(images, 3, stride=1)
-    smooth[inner] = ((around + 4 * images[inner]) / 13).round()
-    return _enhance(smooth, images, change)
-
-
-def _autocontrast(images: torch.Tensor, _value: float) -> torch.Tensor:
-    low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
-    stretched = (images - low) * (255 / (high - low).clamp(min=1))
-    return torch.where(high > low, stretched, images)
-
-
-def _equalize(images: torch.Tensor, _value: float) -> torch.Tensor:
-    levels = images.round().long().flatten(2)  # [N,3,H*W]
-    counts = levels.new_zeros(*levels.shape[:2], 256)
-    counts.scatter_add_(2, levels, torch.ones_like(levels))
-    brightest = counts.gather(2, levels.amax(2, keepdim=True))
-    step = (levels.shape[2] - brightest) // 255
-    below = counts.cumsum(2) - counts
-    table = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
-    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
-    return table.gather(2, levels).view_as(images).to(images.dtype)
-
-
-def _solarize(images: torch.Tensor, threshold: float) -> torch.Tensor:
-    return torch.where(images < threshold, images, 255 - images)
-
-
-def _posterize(images: torch.Tensor, bits: float) -> torch.Tensor:
-    step = 2 ** (8 - round(bits))
-    return (images / step).floor() * step
-
-
-def _invert(images: torch.Tensor, _value: float) -> torch.Tensor:
-    return 255 - images
-
-
-COLOUR: dict[str, Callable] = {
-    "autocontrast": _autocontrast,
-    "brightness": _brightness,
-    "color": _color,
-    "contrast": _contrast,
-    "equalize": _equalize,
-    "invert": _invert,
-    "posterize": _posterize,
-    "sharpness": _sharpness,
-    "solarize": _solarize,
+AUGMENTATIONS = {
+    "auto": Row(
+        "policy",
+        auto,
+        "torchvision AutoAugment, imagenet",
+        "geometry before colours, in the one grid; black and ignored outside; fractional values",
+        p=1.0,
+    ),
 }
-
-
-def auto(
-    images: torch.Tensor, maps: torch.Tensor | None, _value: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Apply AutoAugment's policy; see `auto_augment`."""
-    return auto_augment(images, maps)
-
-
-AUGMENTATIONS = {"auto": Row("both", auto, None, True)}
