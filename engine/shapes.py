@@ -60,6 +60,9 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number)
+
+
 def misfit(value: Any, shape: Any, where: str = "") -> str | None:
     """Return what does not fit a shape, and where; None where all does.
 

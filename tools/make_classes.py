@@ -9,7 +9,6 @@ others and more is ignored. A table that is there already is left as it is.
 
 import argparse
 import colorsys
-import json
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from datasets import files
 from datasets.base import IGNORE, MAX_CLASSES
 from datasets.headers import LOSSLESS_SUFFIXES
 from datasets.labels import NO_TABLE, refuse_label
+from datasets.making import show_table
 from datasets.opening import opened
 from datasets.reading import LabelReading
 from datasets.walk import summary, walk_files
@@ -172,12 +172,6 @@ def print_counts(pixels: Counter, labels: Counter) -> None:
     for value in sorted(pixels):
         share = 100 * pixels[value] / total
         print(f"{str(value).replace(' ', ''):>16}  {share:6.2f} %  {labels[value]}")
-
-
-def show_table(table: dict) -> str:
-    """Return JSON with a line a class."""
-    rows = ",\n".join(f"    {json.dumps(row)}" for row in table["classes"])
-    return f'{{\n  "classes": [\n{rows}\n  ],\n  "ignore": {json.dumps(table["ignore"])}\n}}\n'
 
 
 if __name__ == "__main__":
