@@ -15,6 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# imported after a group is made, this one's default arguments would keep the group, and with it
+# gloo's threads, beyond `stop`
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from engine.errors import UserError
@@ -90,7 +94,10 @@ def _join() -> None:
 
 
 def stop() -> None:
-    """Leave together, in order: gloo's threads would else abort a Python that is ending."""
+    """Leave together, in order: gloo's threads would else abort a Python that is ending.
+
+    The threads end with the last reference to the group.
+    """
     if dist.is_initialized():
         barrier()
         dist.destroy_process_group()
