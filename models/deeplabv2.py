@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -16,6 +17,8 @@ from models.layers import choose, require_positive
 from models.normalisation import NORMALISATIONS
 
 ENCODERS = ("resnet50", "resnet101")
+# Names in the files of kazuto1011 -> AdaptSegNet's, which are ours
+LAYERS = {"reduce": "1", "conv3x3": "2", "increase": "3"}
 
 
 class DilatedSum(nn.Module):
@@ -70,10 +73,11 @@ class DeepLabV2(ResNet, Network):
 
     Source: Chen et al., 2017, DeepLab, section 3; Tsai et al., 2018, Learning to Adapt Structured
     Output Space, section 4; AdaptSegNet model/deeplab_multi.py and deeplab.py, ADVENT
-    advent/model/deeplabv2.py. Deviations: the backbone starts from He's initialisation where
-    theirs draws N(0, 0.01), which matters only without pretrained weights; `param_groups` names
-    each weight once, where their generator yields those of layer1 to layer4 three or four times,
-    so that the optimizer stepped them as often.
+    advent/model/deeplabv2.py, kazuto1011/deeplab-pytorch@4219467 libs/models/deeplabv2.py.
+    Deviations: the backbone starts from He's initialisation where theirs draws N(0, 0.01), which
+    matters only without pretrained weights; `param_groups` names each weight once, where their
+    generator yields those of layer1 to layer4 three or four times, so that the optimizer stepped
+    them as often.
     """
 
     def __init__(
@@ -126,7 +130,7 @@ class DeepLabV2(ResNet, Network):
         return [{"params": backbone, "lr": lr}, {"params": heads, "lr": 10 * lr}]
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
-        """Bring the classifiers of AdaptSegNet, ADVENT and DACS to this network's levels.
+        """Bring kazuto1011's names to AdaptSegNet's, and everybody's classifiers to these levels.
 
         Args:
             state: weights by name. `layer5` is the main classifier in a file without `layer6`,
@@ -137,6 +141,10 @@ class DeepLabV2(ResNet, Network):
             The weights renamed, and those left out by name, with the reason.
         """
         skipped = {}
+        if "layer2.block1.reduce.conv.weight" in state:
+            state = {_from_kazuto(name): tensor for name, tensor in state.items()}
+            skipped = {name: "of the classifier of images" for name in state if name[:3] == "fc."}
+            state = {name: tensor for name, tensor in state.items() if name not in skipped}
         if any(name.startswith("Scale.") for name in state):
             state = {name.removeprefix("Scale."): tensor for name, tensor in state.items()}
             skipped = {name: "COCO's classes" for name in state if name.startswith("layer5.")}
@@ -157,3 +165,16 @@ class DeepLabV2(ResNet, Network):
             del converted[name]
             skipped[name] = f"aspp_dilations {self.arch['aspp_dilations']} has no such branch"
         return converted, skipped
+
+
+def _from_kazuto(name: str) -> str:
+    """Return AdaptSegNet's name of a tensor."""
+    stem = re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", name)
+    if stem:
+        return f"{stem[1]}1.{stem[2]}"
+    block = re.fullmatch(r"layer(\d)\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", name)
+    if block is None:
+        return re.sub(r"^aspp\.c(\d)", r"layer5.conv2d_list.\1", name)
+    stage, index, part, kind, leaf = block.groups()
+    layer = kind + LAYERS[part] if part in LAYERS else f"downsample.{int(kind == 'bn')}"
+    return f"layer{int(stage) - 1}.{int(index) - 1}.{layer}.{leaf}"

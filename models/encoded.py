@@ -82,8 +82,14 @@ class EncodedNetwork(Network):
 
         Returns:
             The weights renamed, and those left out by name, with the reason.
+
+        Raises:
+            UserError: smp's of an encoder of timm that is another one here.
         """
         before = next((p for p in PREFIXES if any(n.startswith(p) for n in state)), "")
+        if before == PREFIXES[0] and not self.encoder.timms:
+            name = self.arch["encoder"]
+            raise UserError(f"these are smp's of tu-{name}: take encoder timm:{name} (needs timm)")
         inside = {n.removeprefix(before): t for n, t in state.items() if n.startswith(before)}
         own, converted, skipped = self.state_dict(), {}, {}
         for name, tensor in self.encoder.convert_weights(inside).items():

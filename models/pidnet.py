@@ -367,3 +367,14 @@ class PIDNet(Network):
             near = logits.detach().sigmoid() > self.boundary_above
             terms["at_boundary"] = pixel_loss(outputs["out"], label.masked_fill(~near, 255))
         return terms
+
+    def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
+        """Leave out the training heads of a file that this network has not."""
+        cures = {"seghead_p.": "multi_level=yes", "seghead_d.": "boundary=yes"}
+        skipped = {
+            name: f"training head, this network has none: {cure}"
+            for head, cure in cures.items()
+            for name in state
+            if name.startswith(head) and not hasattr(self, head[:-1])
+        }
+        return {name: t for name, t in state.items() if name not in skipped}, skipped

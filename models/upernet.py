@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from engine.words import Count, Share
 from models.encoded import initialise
 from models.fcn import TwoLevelNetwork
@@ -120,12 +121,13 @@ class UPerNet(TwoLevelNetwork):
             them as the encoder has them (ConvNeXt's normalises its own there), with 512 channels
             and corners that are not aligned. None is "mmseg" for those two families.
         output_stride: of the encoder's deepest features.
-        width: channels of every level; None for the style's.
+        width: channels of every level; None for the style's (768 on BEiT, as its authors have it).
         dropout: share of the channels before the classifier that a training step leaves out.
         multi_level: an auxiliary FCN head on the encoder's third stage.
+        image_size: side in pixels of the images that BEiT was trained on; None for 640.
 
     Raises:
-        UserError: a value that does not exist.
+        UserError: a value that does not exist; an image size for another encoder.
 
     Source: Xiao et al., 2018, Unified Perceptual Parsing, figure 4, in the forms of
     segmentation_models_pytorch 0.6.0 (decoders/upernet/decoder.py) and of mmsegmentation 0.x
@@ -146,14 +148,20 @@ class UPerNet(TwoLevelNetwork):
         width: Annotated[Count | None, "channels of every level"] = None,
         dropout: Annotated[Share, "of the channels before the classifier"] = 0.1,
         multi_level: Annotated[bool, "an auxiliary head on the third stage"] = False,
+        image_size: Annotated[Count | None, "side that BEiT was trained on: 640"] = None,
     ):
         if style is None:
             style = "mmseg" if encoder.startswith(("convnext", "beit")) else "smp"
         choose("style of upernet", style, STYLES)
-        super().__init__(encoder, output_stride, norms=style == "mmseg", layer_scale=1.0)
+        wishes = {"norms": style == "mmseg", "layer_scale": 1.0}
+        if image_size is not None:
+            if not encoder.startswith("beit"):
+                raise UserError(f"upernet: image_size is BEiT's alone, the encoder is {encoder}")
+            wishes["image_size"] = image_size
+        super().__init__(encoder, output_stride, **wishes)
         self.align_corners = style == "smp"
         if width is None:
-            width = 256 if style == "smp" else 512
+            width = 256 if style == "smp" else 768 if encoder.startswith("beit") else 512
         require_positive("width", [width])
         self.decoder = Decoder(self.channels, width, dropout, normalise=style == "smp")
         self.segmentation_head = nn.Sequential(nn.Conv2d(width, num_classes, 1))

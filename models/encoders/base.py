@@ -81,9 +81,11 @@ class Encoder(nn.Module):
             always four of 4, 8, 16 and 32, the last ones less where the output stride is.
         classifier: how the names begin, after `convert_weights`, of what published files hold
             beside the encoder.
+        timms: whether it computes what timm's network of its name does, for smp's `tu-` files.
     """
 
     classifier: ClassVar[tuple[str, ...]] = ()
+    timms: ClassVar[bool] = True
 
     channels: list[int]
     strides: list[int]

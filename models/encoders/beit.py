@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.errors import UserError
 from models.encoders.base import Encoder, Row
 from models.layers import choose, in_float32
 from models.transforms import Block
@@ -87,7 +88,7 @@ class Beit(Encoder):
         output_stride: 32.
 
     Raises:
-        UserError: another output stride.
+        UserError: another output stride, an image size of no whole patches.
 
     Source: Bao et al., 2022, BEiT; microsoft/unilm beit/semantic_segmentation for the key names and
     the maps (fpn1 to fpn4). Deviations: images are filled with zeros to whole patches; theirs takes
@@ -109,6 +110,8 @@ class Beit(Encoder):
     ):
         super().__init__()
         choose("output_stride", output_stride, STRIDES)
+        if image_size < PATCH or image_size % PATCH:
+            raise UserError(f"image_size of BEiT is {image_size}, must be a multiple of {PATCH}")
         self.channels, self.strides, self.taps = [channels] * 4, [4, 8, 16, 32], taps
         self.window = image_size // PATCH
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))

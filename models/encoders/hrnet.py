@@ -101,6 +101,7 @@ class HRNet(Encoder):
     """
 
     classifier = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
+    timms = False  # its maps have been through the modules before the classifier
 
     def __init__(
         self,

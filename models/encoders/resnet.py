@@ -120,6 +120,8 @@ class ResNet(Encoder):
 
     squeeze = False
 
+    classifier = ("fc.", "last_linear.")
+
     def __init__(
         self,
         *,

@@ -1,5 +1,6 @@
 """The networks of one author's repository each: their files give their outputs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,25 @@ from models.fcn8s import bilinear
 def flat(shapes: dict[str, torch.Size]) -> dict[str, torch.Size]:
     """HRNet's files hold the encoder's tensors beside the head's."""
     return {name.removeprefix("encoder."): shape for name, shape in shapes.items()}
+
+
+def kazuto(shapes: dict[str, torch.Size]) -> dict[str, torch.Size]:
+    """Names of layers 1 to 5, the stem included, by what a layer does."""
+    parts = {"1": "reduce", "2": "conv3x3", "3": "increase"}
+    theirs = {}
+    for name, shape in shapes.items():
+        stage, *_, leaf = name.split(".")
+        if block := re.search(r"\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))", name):
+            part = parts.get(block[3], "shortcut")
+            kind = block[2] or ("conv", "bn")[int(block[4])]
+            stage = int(stage.removeprefix("layer")) + 1
+            name = f"layer{stage}.block{int(block[1]) + 1}.{part}.{kind}.{leaf}"
+        elif ".conv2d_list." in name:
+            name = name.replace("layer5.conv2d_list.", "aspp.c")
+        else:
+            name = f"layer1.conv1.{stage.removesuffix('1')}.{leaf}"
+        theirs[name] = shape
+    return theirs
 
 
 # The repositories are named in the networks' docstrings; 19 classes
@@ -53,6 +73,15 @@ CLASSICS = {
         "3843f3f383df124c",
         (0.0154764, 0.0846948, -0.0650801, -0.0892063, 0.100202),
         rename=flat,
+        gain=1.0,
+    ),
+    "deeplabv2 kazuto1011": Golden(
+        ("deeplabv2", {}),
+        43_901_068,
+        "86e788aba944b25a",
+        (0.0081516, 0.173299, 0.123507, 0.154069, -0.00857695),
+        size=(65, 65),
+        rename=kazuto,
         gain=1.0,
     ),
     "fcn8s": Golden(

@@ -72,6 +72,14 @@ def test_what_a_file_is_of_is_said(tmp_path: Path):
             load_weights(build_model(name, 3, encoder="resnet18"), tmp_path / "smp.pth")
 
 
+def test_hrnet_of_timm_in_a_file_of_smp_is_told(tmp_path: Path):
+    network = build_model("unet", 3, encoder="hrnet_w18")
+    state = {n.replace("encoder.", "encoder.model."): t for n, t in network.state_dict().items()}
+    torch.save(state, tmp_path / "smp.pth")
+    with pytest.raises(UserError, match="smp's of tu-hrnet_w18: take encoder timm:hrnet_w18"):
+        load_weights(network, tmp_path / "smp.pth")
+
+
 def test_pspnet_trains_what_it_looks_at_alone():
     network = build_model("pspnet", 2, encoder="resnet18", width=8)
     stages = {n.split(".")[0] for n, p in network.encoder.named_parameters() if p.requires_grad}

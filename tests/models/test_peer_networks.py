@@ -38,6 +38,8 @@ REFUSED = {
     "deeplabv3plus": {"mit_b0", "vgg11", "densenet121"},
 }
 PAIRS = [(w, e) for w in SMP for e in ENCODERS if e not in REFUSED.get(w, ())]
+TIMM = {f"timm:{name}": f"tu-{name}" for name in ("hrnet_w18", "resnet26d")}
+PAIRS += [("unet", name) for name in TIMM]
 LIMIT = 1e-5  # of the largest value
 
 
@@ -48,7 +50,9 @@ def test_smps_network_and_ours_agree(which: str, encoder: str, tmp_path: Path):
 
     name = which.split()[0]
     ours, kind, theirs = SMP[which]
-    other = getattr(smp, kind)(ENCODERS[encoder], encoder_weights=None, classes=5, **theirs)
+    other = getattr(smp, kind)(
+        (ENCODERS | TIMM)[encoder], encoder_weights=None, classes=5, **theirs
+    )
     peers.randomise(other)
     torch.save(other.state_dict(), tmp_path / "theirs.pth")
     network = build_model(name, 5, encoder=encoder, **ours).eval()

@@ -41,6 +41,15 @@ def test_the_authors_file_gives_the_authors_output(size: str, tmp_path):
     for ours, theirs in zip(shown, (mean, *values), strict=True):
         assert abs(ours.item() - theirs) <= 1e-3 * std
     assert out.std().item() == pytest.approx(std, rel=1e-3)
+    # a file of its three heads in a network of one, and the file that such a network saves
+    alone = build_model("pidnet", 19, size=size).eval()
+    report = load_weights(alone, tmp_path / "pidnet.pth", strict=True)
+    assert report.missing == []
+    torch.save(alone.state_dict(), tmp_path / "alone.pth")
+    again = build_model("pidnet", 19, size=size).eval()
+    assert load_weights(again, tmp_path / "alone.pth", strict=True).missing == []
+    with torch.no_grad():
+        assert torch.equal(again(image)["out"], out)
 
 
 def test_parameters_with_7_classes_and_without_the_training_heads():

@@ -61,6 +61,15 @@ def mmseg(shapes: Shapes) -> Shapes:
     return theirs
 
 
+def beit(shapes: Shapes) -> Shapes:
+    """Their blocks also hold where in its table of biases a pair of tokens finds its own."""
+    theirs = mmseg(shapes)
+    for i in range(12):
+        index = f"backbone.blocks.{i}.attn.relative_position_index"
+        theirs[index] = torch.Size((17, 17))  # of the class token and 4x4 patches
+    return theirs
+
+
 def huggingface(shapes: Shapes) -> Shapes:
     """Names in memory since transformers 5; keys and values are two layers there."""
     layers = {
@@ -99,8 +108,8 @@ def huggingface(shapes: Shapes) -> Shapes:
     return theirs
 
 
-# NVlabs/SegFormer@65fa8cf, segmentation_models_pytorch 0.6.0, transformers 5.24.0 and
-# facebookresearch/ConvNeXt@048efce with mmsegmentation 0.x, 19 classes
+# NVlabs/SegFormer@65fa8cf, segmentation_models_pytorch 0.6.0, transformers 5.24.0,
+# facebookresearch/ConvNeXt@048efce and microsoft/unilm@768a3c8 with mmsegmentation 0.x, 19 classes
 OUTPUTS = {
     "segformer nvlabs": Golden(
         ("segformer", {}),
@@ -138,6 +147,13 @@ OUTPUTS = {
         "7ad94566a5e157ae",
         (0.751057, 1.99986, -1.0339, 1.99726, 1.92805),
         rename=mmseg,
+    ),
+    "upernet beit": Golden(
+        ("upernet", {"encoder": "beit_base", "multi_level": True, "image_size": 64}),
+        162_381_926,
+        "11fdb15d32f075e5",
+        (-0.371454, 1.77264, 0.305949, -2.19632, 1.04201),
+        rename=beit,
     ),
 }
 
