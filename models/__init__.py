@@ -19,6 +19,7 @@ from models.fpn import FPN
 from models.hrnet import HRNet
 from models.layers import choose
 from models.linknet import LinkNet
+from models.mask2former import Mask2Former
 from models.normalisation import NORMALISATIONS, normalise
 from models.ocrnet import OCRNet
 from models.pidnet import PIDNet
@@ -69,6 +70,7 @@ MODELS: dict[str, type[Network]] = {
     "fpn": FPN,
     "hrnet": HRNet,
     "linknet": LinkNet,
+    "mask2former": Mask2Former,
     "ocrnet": OCRNet,
     "pidnet": PIDNet,
     "pspnet": PSPNet,

@@ -24,7 +24,8 @@ class Network(nn.Module):
         heads: its maps of class logits, "out" and, with an auxiliary classifier, "aux".
         align_corners: how its logits are resized.
         aux_weight: weight of the auxiliary output's loss, 0.1 as in AdaptSegNet.
-        default_loss: words of --loss where none are given.
+        default_loss: words of --loss where none are given; none for a network whose other terms
+            are enough.
     """
 
     arch: dict[str, Any]
@@ -47,14 +48,22 @@ class Network(nn.Module):
         return [{"params": trainable(self), "lr": lr}]
 
     def loss(
-        self, outputs: dict[str, Tensor], label: Tensor, pixel_loss: PixelLoss
+        self,
+        outputs: dict[str, Tensor],
+        label: Tensor,
+        pixel_loss: PixelLoss,
+        *,
+        class_weight: Tensor | None = None,
+        pixel_weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the weighted terms that the network is trained on, by the name of the output.
 
         Args:
             outputs: of `forward`.
             label: uint8 [N,H,W], 255 = ignore.
-            pixel_loss: (logits, label) -> scalar.
+            pixel_loss: (logits, label) -> scalar; it knows the weights already.
+            class_weight: float [C], for terms that are none of `pixel_loss`.
+            pixel_weight: float [N,H,W], likewise.
         """
         terms = {"out": pixel_loss(outputs["out"], label)}
         if "aux" in outputs:

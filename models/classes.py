@@ -43,7 +43,8 @@ def rows_by_name(
     to, from_ = ([table.index(name) for name in shared] for table in (ours, theirs))
     for name in class_rows(model) & state.keys():
         tensor, rows = state[name], own[name]
-        if tensor.shape != (len(theirs), *rows.shape[1:]):
+        others = len(rows) - len(ours)  # rows of no class, behind the classes'
+        if tensor.shape != (len(theirs) + others, *rows.shape[1:]):
             continue
         if not shared:
             del state[name]
@@ -51,6 +52,7 @@ def rows_by_name(
             continue
         state[name] = rows.to(tensor.dtype).clone()
         state[name][to] = tensor[from_]
+        state[name][len(ours) :] = tensor[len(theirs) :]
     if set(theirs) == set(ours):
         return state, skipped, ["classes in another order: the classifiers' rows moved by name"]
     lacking = ", ".join(name for name in ours if name not in theirs) or "none"

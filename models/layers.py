@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,14 @@ def in_float32(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return layer(x)
     with torch.autocast(kind, enabled=False):
         return layer(x.float()).to(torch.get_autocast_dtype(kind))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Return a context in which operations on `x`'s device keep the dtypes that they are given."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # "meta"
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def upsample_to(x: Tensor, reference: Tensor) -> Tensor:

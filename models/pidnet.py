@@ -352,7 +352,7 @@ class PIDNet(Network):
         return outputs
 
     def loss(
-        self, outputs: dict[str, Tensor], label: Tensor, pixel_loss: PixelLoss
+        self, outputs: dict[str, Tensor], label: Tensor, pixel_loss: PixelLoss, **_weights
     ) -> dict[str, Tensor]:
         """Return the terms of section 3.4: main, auxiliary, boundaries, and main at boundaries.
 

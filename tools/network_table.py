@@ -41,8 +41,9 @@ def run(network: str, words: dict[str, str]) -> models.Network:
     """
     with torch.device("meta"), torch.no_grad():
         built = models.build_model(network, CLASSES, **words)
-        for name, logits in built(torch.zeros(2, 3, *SIZE)).items():
-            resized = built.resize(logits, SIZE)
+        outputs = built(torch.zeros(2, 3, *SIZE))
+        for name in built.heads:
+            resized = built.resize(outputs[name], SIZE)
             assert resized.shape[2:] == SIZE, name
     return built
 

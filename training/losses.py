@@ -55,9 +55,11 @@ class PixelLoss:
             pixel_weight: float [N,H,W], see `cross_entropy`.
             balanced: whether classes weigh by `class_weight`.
         """
+        terms = self.terms if kind is None else [(1.0, kind, {})]
+        if not terms:
+            return torch.zeros((), device=logits.device)
         logits, label = resize(logits, label.shape[-2:], self.align_corners), label.long()
         class_weight = self.class_weight if balanced else None
-        terms = self.terms if kind is None else [(1.0, kind, {})]
         return sum(
             weight * LOSSES[name](logits, label, class_weight, pixel_weight, **arguments)
             for weight, name, arguments in terms

@@ -107,7 +107,11 @@ class Student:
         def pixel_loss(logits: Tensor, label: Tensor, kind: str | None = None) -> Tensor:
             return self.pixel_loss(logits, label, kind, **how)
 
-        terms = self.network.loss(outputs, label, pixel_loss)
+        weights = {
+            "class_weight": self.pixel_loss.class_weight if how.get("balanced", True) else None,
+            "pixel_weight": how.get("pixel_weight"),
+        }
+        terms = self.network.loss(outputs, label, pixel_loss, **weights)
         return {name if key == "out" else f"{name}_{key}": term for key, term in terms.items()}
 
     def line(self) -> str:

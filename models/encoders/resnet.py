@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
@@ -186,6 +187,31 @@ class ResNet(Encoder):
     def stem(self, images: Tensor) -> Tensor:
         """Return float [N,64,ceil(H/2),ceil(W/2)]."""
         return F.relu(self.bn1(in_float32(self.conv1, images)), inplace=True)
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring transformers' names to torchvision's."""
+        return {_from_transformers(name): tensor for name, tensor in state.items()}
+
+
+# Names of transformers: the stem, or the place of a layer and what it is there
+THEIRS = re.compile(
+    r"(?:resnet\.)?(?:embedder\.embedder|encoder\.stages\.(?P<stage>\d)\.layers\.(?P<block>\d+)"
+    r"\.(?:shortcut|layer\.(?P<layer>\d)))\.(?P<kind>convolution|normalization)\.(?P<rest>\w+)"
+)
+
+
+def _from_transformers(name: str) -> str:
+    match = THEIRS.fullmatch(name)
+    if match is None:
+        return name
+    norm = match["kind"] == "normalization"
+    number = int(match["layer"] or 0) + 1
+    layer = f"{'bn' if norm else 'conv'}{number}"
+    if match["stage"] is None:
+        return f"{layer}.{match['rest']}"
+    if match["layer"] is None:
+        layer = f"downsample.{int(norm)}"
+    return f"layer{int(match['stage']) + 1}.{match['block']}.{layer}.{match['rest']}"
 
 
 class SEResNeXt(ResNet):

@@ -34,6 +34,10 @@ SMALL = {
     "fpn": {"encoder": "resnet18", "pyramid_channels": 8, "width": 32},
     "hrnet": {"encoder": "resnet18"},
     "linknet": {"encoder": "resnet18"},
+    "mask2former": {
+        **{"encoder": "resnet18", "width": 32, "queries": 10},
+        **{"pixel_layers": 1, "layers": 4},
+    },
     "ocrnet": {"encoder": "resnet18", "width": 16},
     "pidnet": {"multi_level": True, "width": 8},
     "pspnet": {"encoder": "resnet18", "width": 16, "multi_level": True},
@@ -55,11 +59,14 @@ STRIDES = {
         "deeplabv3plus": 4,
         "fpn": 4,
         "hrnet": 4,
+        "mask2former": 4,
         "ocrnet": 4,
         "segformer": 4,
         "upernet": 4,
     },  # others: 1
 }
+# outputs that are no maps of class logits
+FURTHER = {"mask2former": ("queries", "masks")}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -89,11 +96,14 @@ def randomise_batchnorm(model: nn.Module) -> nn.Module:
 def test_contract(name):
     torch.manual_seed(0)
     model = build_model(name, 5, **SMALL[name])
+    for parameter in model.parameters():  # what starts at 0 hides what it is multiplied with
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
     images = torch.randn(2, 3, 65, 97)
     outputs = model(images)
     h, w = (-(-size // STRIDES.get(name, 1)) for size in (65, 97))
     assert outputs["out"].shape == (2, 5, h, w)
-    assert set(outputs) == set(model.heads)
+    assert set(outputs) == {*model.heads, *FURTHER.get(name, ())}
     assert set(model(images, aux=False)) == {"out"}
 
     groups = model.param_groups(1e-3)
@@ -103,7 +113,8 @@ def test_contract(name):
     factor = {"deeplabv2": [1, 10], "deeplabv3plus": [1, 3]}.get(name, [1] * len(groups))
     assert [group["lr"] for group in groups] == pytest.approx([1e-3 * f for f in factor])
 
-    sum(F.cross_entropy(o, o.argmin(1)) for o in outputs.values()).backward()
+    maps = [outputs[head] for head in model.heads]
+    sum(F.cross_entropy(o, o.argmin(1)) for o in maps).backward()
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad.isfinite().all(), parameter_name

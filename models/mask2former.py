@@ -1,0 +1,336 @@
+"""Mask2Former: queries that each find a mask and say its class; a pixel is what they add up to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.words import Count
+from models.base import PixelLoss
+from models.deformable_attention import DeformableLayer, pixel_centres, sine_positions
+from models.encoded import EncodedNetwork
+from models.layers import require_positive, upsample_to, without_autocast
+from models.set_loss import set_loss
+
+HEADS, GROUPS, LEVELS, POINTS = 8, 32, 3, 4
+AT_ONCE = 10  # masks at the image's size, of which scores are added up
+
+
+class PixelDecoder(nn.Module):
+    """Deformable attention over the three coarsest maps, then one step up to stride 4.
+
+    Args:
+        channels: of the encoder's four maps, the finest first.
+        width: channels that every map is brought to.
+        hidden: of the layers per pixel.
+        layers: of deformable attention.
+
+    Source: Cheng et al. 2022, section 3.2.2 and appendix: MSDeformAttn as the pixel decoder.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int, hidden: int, layers: int):
+        super().__init__()
+        self.width = width
+        self.level_embed = nn.Parameter(torch.randn(LEVELS, width))
+        self.input_projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(count, width, 1), nn.GroupNorm(GROUPS, width))
+            for count in reversed(channels[1:])  # the coarsest first
+        )
+        self.encoder = nn.ModuleDict(
+            {
+                "layers": nn.ModuleList(
+                    DeformableLayer(width, hidden, HEADS, LEVELS, POINTS) for _ in range(layers)
+                )
+            }
+        )
+        self.adapter_1 = nn.Sequential(
+            nn.Conv2d(channels[0], width, 1, bias=False), nn.GroupNorm(GROUPS, width)
+        )
+        self.layer_1 = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, width)
+        )
+        self.mask_projection = nn.Conv2d(width, width, 1)
+        for projection, _ in self.input_projections:
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        for conv in (self.adapter_1[0], self.layer_1[0], self.mask_projection):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        nn.init.zeros_(self.mask_projection.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return what masks are compared with, float [N,width,h,w], and three maps for queries.
+
+        Args:
+            features: the encoder's four maps, the finest first.
+
+        Returns:
+            A map of the size of the finest one, and the others, the coarsest first.
+        """
+        finest, device = features[0], features[0].device
+        maps = [
+            project(x) for project, x in zip(self.input_projections, features[:0:-1], strict=True)
+        ]
+        sizes = [tuple(x.shape[-2:]) for x in maps]
+        tokens = torch.cat([x.flatten(2) for x in maps], 2).transpose(1, 2)
+        positions = torch.cat(
+            [
+                sine_positions(size, self.width, device) + own
+                for size, own in zip(sizes, self.level_embed, strict=True)
+            ]
+        )
+        centres = torch.cat([pixel_centres(size, device) for size in sizes])
+        for layer in self.encoder["layers"]:
+            tokens = layer(tokens, positions, sizes, centres)
+        parts = tokens.transpose(1, 2).split([h * w for h, w in sizes], 2)
+        maps = [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+        side = self.adapter_1(finest)
+        fused = F.relu(self.layer_1(side + upsample_to(maps[-1], side)))
+        return self.mask_projection(fused), maps
+
+
+class Attention(nn.Module):
+    """Attention of several heads; parameters as torch's `nn.MultiheadAttention` names them."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None):
+        """Return float [N,Q,C]; query [N,Q,C], key and value [N,S,C], `seen` bool [N,Q,S]."""
+        layers = zip(self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
+        q, k, v = (
+            F.linear(x, *layer).unflatten(2, (HEADS, -1)).transpose(1, 2)
+            for x, layer in zip((query, key, value), layers, strict=True)
+        )
+        seen = None if seen is None else seen[:, None]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class MaskedLayer(nn.Module):
+    """Queries look at the pixels of their masks, then at each other, then think; norms after."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.cross_attn, self.self_attn = Attention(width), Attention(width)
+        self.cross_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        for layer in (self.fc1, self.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x: Tensor, own: Tensor, pixels: Tensor, where: Tensor, seen: Tensor):
+        """Return queries, float [N,Q,C].
+
+        Args:
+            x: float [N,Q,C].
+            own: float [Q,C], which tells the queries apart.
+            pixels: float [N,S,C] of one map; `where`, float [S,C], tells their places.
+            seen: bool [N,Q,S], what each may look at.
+        """
+        y = self.cross_attn(x + own, pixels + where, pixels, seen)
+        x = self.cross_attn_layer_norm(x + y)
+        x = self.self_attn_layer_norm(x + self.self_attn(x + own, x + own, x))
+        return self.final_layer_norm(x + self.fc2(F.relu(self.fc1(x))))
+
+
+class MaskedDecoder(nn.Module):
+    """Queries that look at one map after the other, inside of the masks that they predict.
+
+    Args:
+        queries: how many.
+        width, hidden: channels of a query, and of the layers that it thinks in.
+        layers: of attention.
+
+    Source: Cheng et al. 2022, section 3.2.1 and equations 1 to 3.
+    """
+
+    def __init__(self, queries: int, width: int, hidden: int, layers: int):
+        super().__init__()
+        self.queries_embedder = nn.Embedding(queries, width)
+        self.queries_features = nn.Embedding(queries, width)
+        self.level_embed = nn.Embedding(LEVELS, width)
+        embedder = nn.ModuleList(nn.ModuleList([nn.Linear(width, width)]) for _ in range(3))
+        self.decoder = nn.ModuleDict(
+            {
+                "layers": nn.ModuleList(MaskedLayer(width, hidden) for _ in range(layers)),
+                "layernorm": nn.LayerNorm(width),
+                "mask_predictor": nn.ModuleDict({"mask_embedder": embedder}),
+            }
+        )
+
+    def forward(self, pixels: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return normalised queries, float [L,N,Q,C], and masks, float [L,N,Q,h,w].
+
+        Args:
+            pixels: float [N,C,h,w], what masks are compared with.
+            maps: three of them, that the layers look at in turn.
+
+        Returns:
+            Both before the first layer and after each; masks as logits.
+        """
+        n, width = pixels.shape[:2]
+        tokens, places = [], []
+        for x, own in zip(maps, self.level_embed.weight, strict=True):
+            tokens.append(x.flatten(2).transpose(1, 2) + own)
+            places.append(sine_positions(tuple(x.shape[-2:]), width, x.device))
+        own = self.queries_embedder.weight
+        x = self.queries_features.weight.expand(n, -1, -1)
+        states, masks = [self.decoder["layernorm"](x)], []
+        masks.append(self.predict(states[0], pixels))
+        for i, layer in enumerate(self.decoder["layers"]):
+            level = i % LEVELS
+            seen = inside(masks[-1], maps[level].shape[-2:])
+            x = layer(x, own, tokens[level], places[level], seen)
+            states.append(self.decoder["layernorm"](x))
+            masks.append(self.predict(states[-1], pixels))
+        return torch.stack(states), torch.stack(masks)
+
+    def predict(self, x: Tensor, pixels: Tensor) -> Tensor:
+        """Return the logits of masks, float [N,Q,h,w], of normalised queries [N,Q,C]."""
+        (first,), (second,), (third,) = self.decoder["mask_predictor"]["mask_embedder"]
+        embedding = third(F.relu(second(F.relu(first(x)))))
+        return torch.einsum("nqc,nchw->nqhw", embedding, pixels)
+
+
+@torch.no_grad()
+def inside(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return which pixels of a map lie in masks, bool [N,Q,h*w]; all of them do in empty ones."""
+    resized = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
+    seen = resized.flatten(2) >= 0
+    return seen | ~seen.any(2, keepdim=True)
+
+
+def class_scores(queries: Tensor, masks: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Return what queries add up to for each class, float32 [N,C,h,w]: not of sum 1.
+
+    Args:
+        queries: float [N,Q,C+1], logits of the classes and of "no object".
+        masks: float [N,Q,h,w], logits.
+        size: H, W that masks are resized to before.
+
+    Source: Cheng et al. 2021 (MaskFormer), section 3.4, semantic inference.
+    """
+    with without_autocast(masks):
+        probs, scores = queries.float().softmax(2)[..., :-1], 0.0
+        step = masks.shape[1] if size is None else AT_ONCE
+        for share, part in zip(probs.split(step, 1), masks.split(step, 1), strict=True):
+            part = part.float()
+            if size is not None:
+                part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+            scores = scores + torch.einsum("nqc,nqhw->nchw", share, part.sigmoid())
+    return scores
+
+
+class Mask2Former(EncodedNetwork):
+    """Mask2Former for semantic segmentation.
+
+    Its logits are logarithms of the scores that the queries add up to: in evaluation at the size of
+    the image, as in the authors' code, in training at stride 4.
+
+    Args:
+        num_classes: C, classes predicted.
+        encoder: a name of `models.encoders.ENCODERS`.
+        output_stride: of the encoder's deepest features.
+        queries: how many masks are predicted.
+        width: channels of pixels and queries, a multiple of 32.
+        pixel_layers: of deformable attention over pixels.
+        layers: of masked attention.
+
+    Raises:
+        UserError: a number that cannot be.
+
+    Source: Cheng et al. 2022, Masked-attention Mask Transformer for Universal Image Segmentation.
+    The files of transformers (facebook/mask2former-*), whose names these are, load. Deviation: no
+    mask of padding, as the images of a batch are of one size here.
+    """
+
+    default_loss: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        encoder: Annotated[str, "a name of models.encoders.ENCODERS"] = "resnet50",
+        output_stride: Annotated[int, "of the deepest features: 8, 16 or 32"] = 32,
+        queries: Annotated[Count, "masks that are predicted"] = 100,
+        width: Annotated[Count, "channels of pixels and queries"] = 256,
+        pixel_layers: Annotated[Count, "of deformable attention over pixels"] = 6,
+        layers: Annotated[Count, "of masked attention"] = 9,
+    ):
+        super().__init__(encoder, output_stride)
+        require_positive("queries and layers", [queries, pixel_layers, layers])
+        if width < 1 or width % GROUPS:
+            raise UserError(f"width is {width}, must be a multiple of {GROUPS}")
+        channels = self.encoder.channels[-4:]
+        self.pixel_decoder = PixelDecoder(channels, width, 4 * width, pixel_layers)
+        self.transformer = MaskedDecoder(queries, width, 8 * width, layers)
+        self.class_predictor = nn.Linear(width, num_classes + 1)
+
+    def forward(self, images: Tensor, aux: bool = True) -> dict[str, Tensor]:
+        """Predict classes, and the queries that they are made of.
+
+        Args:
+            images: float [N,3,H,W], normalised.
+            aux: also return what the queries of all L layers say.
+
+        Returns:
+            "out": float32 [N,C,H,W], in training [N,C,ceil(H/4),ceil(W/4)]; "queries": float
+            [L,N,Q,C+1]; "masks": float [L,N,Q,ceil(H/4),ceil(W/4)].
+        """
+        pixels, maps = self.pixel_decoder(self.encoder.features(images)[-4:])
+        states, masks = self.transformer(pixels, maps)
+        queries = self.class_predictor(states)
+        size = None if self.training else tuple(images.shape[-2:])
+        scores = class_scores(queries[-1], masks[-1], size)
+        outputs = {"out": scores.clamp_min(torch.finfo(scores.dtype).tiny).log()}
+        return outputs | ({"queries": queries, "masks": masks} if aux else {})
+
+    def loss(
+        self, outputs: dict[str, Tensor], label: Tensor, pixel_loss: PixelLoss, **weights
+    ) -> dict[str, Tensor]:
+        """Return the terms of the set of masks, see `set_loss`, that of their classes as "out".
+
+        To the last one, words of --loss add what they say of the map that the queries add up to.
+        """
+        terms = set_loss(outputs["queries"], outputs["masks"], label, **weights)
+        return {"out": terms.pop("class") + pixel_loss(outputs["out"], label)} | terms
+
+    def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
+        """Bring the names of transformers to this network's."""
+        renamed: dict[str, Tensor] = {}
+        skipped = {}
+        for name, tensor in state.items():
+            if name == "criterion.empty_weight":
+                skipped[name] = "weights of classes in the loss"
+                continue
+            for theirs, ours in PARTS.items():
+                name = re.sub(theirs, ours, name)
+            renamed[name] = tensor
+        for name in [name for name in renamed if ".self_attn.q_proj." in name]:
+            parts = [name.replace(".q_proj.", f".{kind}_proj.") for kind in "qkv"]
+            if all(part in renamed for part in parts):  # one layer makes all three here
+                together = torch.cat([renamed.pop(part) for part in parts])
+                renamed[name.replace(".q_proj.", ".in_proj_")] = together
+        converted, others = super().convert_weights(renamed)
+        return converted, skipped | others
+
+
+# What transformers calls the parts
+PARTS = {
+    r"^(model\.)?pixel_level_module\.encoder\.": "encoder.",
+    r"^(model\.)?pixel_level_module\.decoder\.": "pixel_decoder.",
+    r"^(model\.)?transformer_module\.": "transformer.",
+}
