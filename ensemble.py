@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from engine import options, parsing, processes, start  # first: it says what is to be installed
+# first: it says what is to be installed
+from engine import data_options, options, parsing, processes, start
 
 # isort: split
 
@@ -79,7 +80,7 @@ def parse_args(argv: list[str] | None = None):
         metavar="N",
         help=f"ids of --csv are 0..N-1; default {label_folders.VOID}",
     )
-    options.add_data(parser, DATASETS)
+    data_options.add_data(parser, DATASETS)
     options.add_views(parser)
     options.add_device(parser)
     return options.parse(parser, argv)
@@ -171,7 +172,7 @@ def vote_folders(args) -> None:
     outputs.check_inputs_stay(args.save, look.kinds, members[0], inputs)
     chosen = list(range(len(members)))
     if args.select:
-        dataset = loop.open_dataset(options.images(args), checkpoint={})
+        dataset = loop.open_dataset(data_options.images(args), checkpoint={})
         chosen = select_folders(args.predictions, args.predictions, dataset, args.weights)
     with outputs.held(args.save) as folder:
         ballots = folder_ballots(only(chosen, members))
@@ -185,7 +186,7 @@ def vote_checkpoints(args) -> None:
         names,
         pick_device(args.device),
         foreign=None,
-        images=options.images(args),
+        images=data_options.images(args),
         opener=partial(loop.open_dataset, labelled=args.select),
         precision=args.precision,
         align_corners=args.align_corners,

@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from engine import options, parsing, processes, start  # first: it says what is to be installed
+# first: it says what is to be installed
+from engine import data_options, options, parsing, processes, start
 
 # isort: split
 
@@ -104,7 +105,7 @@ def parse_args(argv: list[str] | None = None):
         help="of the colours in overlay/, where 0 is the image alone; default with --images "
         "%(default)s, else there is no overlay/",
     )
-    options.add_data(parser, DATASETS)
+    data_options.add_data(parser, DATASETS)
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
     options.add_weights_entry(parser)
@@ -166,7 +167,7 @@ def score_checkpoint(args, path: str) -> dict:
         path,
         device,
         foreign=options.foreign(args),
-        images=options.images(args),
+        images=data_options.images(args),
         opener=loop.open_test_set,
         precision=args.precision,
         align_corners=args.align_corners,
@@ -215,7 +216,7 @@ def predict_images(args, path: str) -> None:
         [path],
         pick_device(args.device),
         foreign=options.foreign(args),
-        images=options.images(args),
+        images=data_options.images(args),
         opener=partial(photographs.open_photographs, args.images, args.save),
         precision=args.precision,
         align_corners=args.align_corners,
@@ -272,7 +273,7 @@ def saving(args, path: str, dataset) -> Iterator[Callable]:
 
 def score_folder(args) -> dict:
     """Score the PNGs of --predictions and print the scores."""
-    dataset = loop.open_dataset(options.images(args), checkpoint={})
+    dataset = loop.open_dataset(data_options.images(args), checkpoint={})
     scored = scored_classes(args, dataset)
     ids = args.prediction_ids or "train"
     pairs = label_folders.PredictedPairs(dataset, args.predictions, ids)

@@ -29,7 +29,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from engine import options, parsing, processes, start  # first: it says what is to be installed
+# first: it says what is to be installed
+from engine import data_options, options, parsing, processes, start
 
 # isort: split
 
@@ -82,7 +83,7 @@ def parse_args(argv: list[str] | None = None):
         "--score", action="store_true", help="compare with the dataset's labels, which must exist"
     )
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
-    options.add_data(parser, DATASETS, split="train")
+    data_options.add_data(parser, DATASETS, split="train")
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
     options.add_weights_entry(parser)
@@ -98,7 +99,7 @@ def main(args) -> None:
         args.restore_from,
         pick_device(args.device),
         foreign=options.foreign(args),
-        images=options.images(args),
+        images=data_options.images(args),
         opener=partial(loop.open_dataset, labelled=args.score),
         precision=args.precision,
         align_corners=args.align_corners,

@@ -16,7 +16,8 @@ import functools
 import json
 from dataclasses import replace
 
-from engine import options, parsing, processes, start  # first: it says what is to be installed
+# first: it says what is to be installed
+from engine import data_options, options, parsing, processes, start, training_options
 
 # isort: split
 
@@ -50,12 +51,12 @@ def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
     parser = options.parser(__doc__)
     options.add_recipe(parser)
-    options.add_domains(parser, DATASETS)
-    options.add_validation(parser, domains=True)
+    data_options.add_domains(parser, DATASETS)
+    data_options.add_validation(parser, domains=True)
     options.add_model(parser, MODELS)
-    options.add_training(parser, LOSSES, SCHEDULES)
-    options.add_augmentation(parser, AUGMENTATIONS)
-    options.add_saving(parser)
+    training_options.add_training(parser, LOSSES, SCHEDULES)
+    training_options.add_augmentation(parser, AUGMENTATIONS)
+    training_options.add_saving(parser)
     options.add_device(parser)
     methods.add_options(parser)
     group = parser.add_argument_group("what is compared")
@@ -81,7 +82,7 @@ def parse_args(argv: list[str] | None = None):
         help="first train on the source alone, same seed and steps; compare at the end",
     ).free = True
     args = options.parse(parser, argv, default_recipe="streets", unused=methods.unused)
-    options.refuse_idle_training(args)
+    training_options.refuse_idle_training(args)
     methods.refuse_idle(args.method, args.given)
     if args.val_on == "none":
         options.refuse_idle(args, {"val_set", "val_list"}, "--val-on target or source")
@@ -120,9 +121,9 @@ def main(args) -> None:
 def open_data(args) -> Domains:
     """Open the images of every domain, and say what is there."""
     data = open_domains(
-        options.sources(args),
-        options.target(args),
-        replace(options.validation(args), on=args.val_on),
+        data_options.sources(args),
+        data_options.target(args),
+        replace(data_options.validation(args), on=args.val_on),
         target_labels=args.target_labels,
         pseudo_labels=args.pseudo_labels,
         pseudo_confidence=args.pseudo_confidence,
@@ -137,7 +138,7 @@ def open_data(args) -> Domains:
         loading=options.loading(args),
         allow_missing=args.allow_missing_classes,
     )
-    options.count_steps(args, len(data.source), processes.world_size())
+    training_options.count_steps(args, len(data.source), processes.world_size())
     counts = {"source": data.known.counts}
     say_facts({name: (dataset, counts.get(name)) for name, dataset in data.named.items()})
     return data
@@ -149,7 +150,7 @@ def prepare(args, data: Domains, names: list[str]) -> tuple:
     precision = pick_precision(args.precision, device)
     class_weight = data.known.class_weight
     num_classes = data.source.num_classes
-    training = options.training(args, precision, data.source.class_names)
+    training = training_options.training(args, precision, data.source.class_names)
     student = Student(training, num_classes, device, class_weight)
     network = student.network
     seed_everything(args.random_seed, "methods")
@@ -182,7 +183,7 @@ def train(args, data: Domains, names: list[str], folder: str, title: str) -> tup
         data.source.name,
         identify(args, data.named, method=names, precision=precision),
         describe(data.about, network.align_corners, precision, args.average_weights),
-        options.saving(args),
+        training_options.saving(args),
     )
     state = {**student.state, "methods": adapting}
     state |= {} if teacher is None else {"teacher": teacher}

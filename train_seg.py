@@ -13,7 +13,8 @@ import functools
 import json
 from dataclasses import replace
 
-from engine import options, parsing, processes, start  # first: it says what is to be installed
+# first: it says what is to be installed
+from engine import data_options, options, parsing, processes, start, training_options
 
 # isort: split
 
@@ -39,7 +40,7 @@ def parse_args(argv: list[str] | None = None):
     """Return the options of the command line."""
     parser = options.parser(__doc__)
     options.add_recipe(parser)
-    group = options.data_group(parser, DATASETS)
+    group = data_options.data_group(parser, DATASETS)
     group.add_argument("--dataset", default="cityscapes", metavar="NAME", help="of the list above")
     group.add_argument("--data-dir", metavar="DIR", help="its folder").free = True
     images = group.add_mutually_exclusive_group()
@@ -49,23 +50,23 @@ def parse_args(argv: list[str] | None = None):
     group.add_argument(
         "--num-images", type=parsing.at_least(1), help="use N of them, at random; default: all"
     )
-    options.add_input_size(group, "--input-size", (1024, 512))
-    options.add_data_option(group, "--data-option")
-    options.add_validation(parser)
+    data_options.add_input_size(group, "--input-size", (1024, 512))
+    data_options.add_data_option(group, "--data-option")
+    data_options.add_validation(parser)
     options.add_model(parser, MODELS)
-    options.add_training(parser, LOSSES, SCHEDULES)
-    options.add_augmentation(parser, AUGMENTATIONS)
-    options.add_saving(parser)
+    training_options.add_training(parser, LOSSES, SCHEDULES)
+    training_options.add_augmentation(parser, AUGMENTATIONS)
+    training_options.add_saving(parser)
     options.add_device(parser)
     args = options.parse(parser, argv, spelled={"--target": "--dataset"})
-    options.refuse_idle_training(args)
+    training_options.refuse_idle_training(args)
     return args
 
 
 def open_data(args) -> tuple:
     """Return the training images and those for validation."""
-    images = replace(options.images(args), seed=args.random_seed, num_images=args.num_images)
-    images, val = open_divided(images, options.validation(args))
+    images = replace(data_options.images(args), seed=args.random_seed, num_images=args.num_images)
+    images, val = open_divided(images, data_options.validation(args))
     if args.pseudo_labels:
         return open_pseudo_labelled(images, args.pseudo_labels, confidence=False), val
     return open_images(images), val
@@ -78,7 +79,7 @@ def main(args) -> None:
     precision = pick_precision(args.precision, device)
     augment = Augment(args.augment, sides=("source",))
     train_set, val = open_data(args)
-    options.count_steps(args, len(train_set), processes.world_size())
+    training_options.count_steps(args, len(train_set), processes.world_size())
     known = class_statistics(
         train_set,
         args.cache or args.snapshot_dir,
@@ -91,7 +92,7 @@ def main(args) -> None:
     )
     say_facts({"training": (train_set, known.counts), "validation": (val, None)})
     student = Student(
-        options.training(args, precision, val.class_names),
+        training_options.training(args, precision, val.class_names),
         val.num_classes,
         device,
         known.class_weight,
@@ -102,7 +103,7 @@ def main(args) -> None:
         val.name,
         identify(args, {"training": train_set, "validation": val}, precision=precision),
         describe(val, network.align_corners, precision, args.average_weights),
-        options.saving(args),
+        training_options.saving(args),
     )
     first = run.resume(student.state, args.change_num_steps)
     batches = step_batches(

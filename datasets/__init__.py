@@ -81,7 +81,7 @@ def open_images(images: Images, **how: Any) -> SegmentationDataset | CachedDatas
     """Build the dataset that options name.
 
     Args:
-        images: of `engine.options`.
+        images: of `engine.data_options`.
         **how: labelled and resize_label of `build_dataset`.
     """
     return build_dataset(

@@ -166,13 +166,14 @@ def read_of_args(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_every_flag_is_read(name: str):
-    """By the script, by a function of engine.options that it calls, or by a method's keyword."""
+    """By the script, by a function of the options that it calls, or by a method's keyword."""
     script = ast.parse((ROOT / f"{name}.py").read_text())
     read = read_of_args(script)
-    shared = functions("engine/options.py")
-    for node in ast.walk(script):
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "options":
-            read |= read_of_args(shared[node.attr]) if node.attr in shared else set()
+    for module in ("options", "data_options", "training_options"):
+        shared = functions(f"engine/{module}.py")
+        for node in ast.walk(script):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == module:
+                read |= read_of_args(shared[node.attr]) if node.attr in shared else set()
     if name == "train_da":
         for method in methods.METHODS.values():
             read |= words.keywords(method).keys()

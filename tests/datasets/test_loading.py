@@ -15,7 +15,7 @@ from datasets import build_dataset, loading
 from datasets.base import SegmentationDataset
 from datasets.order import ClassesInTurn, RareClasses
 from datasets.statistics import class_counts, class_weights
-from engine import options
+from engine import options, training_options
 from engine.errors import UserError
 from engine.values import Loading
 from training.augment import geometry
@@ -291,7 +291,7 @@ def test_how_classes_are_balanced_is_said_in_words():
         with pytest.raises(SystemExit):
             given(*wrong)
     parser = options.parser("")
-    options.add_training(parser, {}, {})
+    training_options.add_training(parser, {}, {})
     (action,) = (a for a in parser._actions if a.dest == "class_balance")
     counts = torch.tensor([[60, 4, 9], [30, 0, 1]])
     kinds = [tuple(class_weights(counts, kind).tolist()) for kind in action.choices]

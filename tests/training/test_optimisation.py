@@ -269,6 +269,6 @@ def test_a_power_of_another_schedule_is_refused(tmp_path: Path):
     for schedule in (["cosine"], ["poly", "power=3"]):
         args = train_seg.parse_args([*words, "--schedule", *schedule])
         with pytest.raises(UserError, match="--power goes with --schedule poly"):
-            train_seg.options.training(args, "fp32")
+            train_seg.training_options.training(args, "fp32")
     args = train_seg.parse_args([*words, "--schedule", "poly"])
-    assert train_seg.options.training(args, "fp32").schedule == ("poly", "power=2.0")
+    assert train_seg.training_options.training(args, "fp32").schedule == ("poly", "power=2.0")

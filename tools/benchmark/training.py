@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import methods
 import models
-from engine import options
+from engine import options, training_options
 from engine.device import autocast, pick_precision
 from engine.seeds import seed_everything
 from methods import Adapting, Seen, Setting
@@ -94,8 +94,8 @@ def recipe_options(backbone: str) -> argparse.Namespace:
     parser = options.parser("the options a step needs")
     options.add_recipe(parser)
     options.add_model(parser, models.MODELS)
-    options.add_training(parser, LOSSES, SCHEDULES)
-    options.add_augmentation(parser, AUGMENTATIONS)
+    training_options.add_training(parser, LOSSES, SCHEDULES)
+    training_options.add_augmentation(parser, AUGMENTATIONS)
     methods.add_options(parser)
     words = f"--recipe {RECIPE} --backbone {backbone} --weights none --snapshot-dir none".split()
     return options.parse(parser, words)
@@ -179,7 +179,9 @@ class Step:
 
     def __init__(self, args: argparse.Namespace, device: torch.device, precision: str) -> None:
         self.args = args
-        self.student = Student(options.training(args, precision), scenes.NUM_CLASSES, device)
+        self.student = Student(
+            training_options.training(args, precision), scenes.NUM_CLASSES, device
+        )
         self.model = self.student.network
         seed_everything(args.random_seed, "methods")
         setting = Setting(
