@@ -204,3 +204,70 @@ def expanded(text: str) -> np.ndarray:
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
+
+
+def region_counts(region: Region, height: int, width: int) -> np.ndarray:
+    """Return COCO's run lengths of a region of an image of this size, int64 [R]."""
+    rows, columns = region.mask.shape
+    edges = np.zeros((columns, rows + 1), np.int8)
+    edges[:, :-1] = region.mask.T
+    edges[:, 1:] -= region.mask.T
+    column, row = np.nonzero(edges)
+    places = (region.left + column) * height + region.top + row
+    # of columns that are full to the end, which the next one goes on with, both changes vanish
+    places, counts = np.unique(places, return_counts=True)
+    places = places[counts == 1]
+    changes = np.concatenate([[0], places, [height * width]])
+    counts = np.diff(changes)
+    return counts[:-1] if not counts[-1] else counts
+
+
+def components(label: np.ndarray) -> list[tuple[int, Region]]:
+    """Return the connected parts of a label map, with their ids, from its top to its bottom.
+
+    Pixels of one id belong together where they touch, at a corner too. Rows are cut into runs of
+    one id, and runs joined that touch those of the row below.
+
+    Args:
+        label: uint8 [H,W].
+    """
+    height, width = label.shape
+    flat = np.ascontiguousarray(label).reshape(-1)
+    new = np.concatenate([[True], flat[1:] != flat[:-1]])
+    new[::width] = True
+    starts = np.flatnonzero(new)
+    ends, ids = np.concatenate([starts[1:], [height * width]]), flat[starts]
+    row, left, right = starts // width, starts % width, ends - starts // width * width
+    above = np.flatnonzero(row < height - 1)
+    below = (row[above] + 1) * width
+    first = np.searchsorted(starts, below + np.maximum(left[above] - 1, 0), "right") - 1
+    last = np.searchsorted(starts, below + np.minimum(right[above], width - 1), "right") - 1
+    count = last - first + 1
+    one = np.repeat(above, count)
+    other = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count - first, count)
+    alike = ids[one] == ids[other]
+    part = _joined(len(starts), one[alike], other[alike])
+    order = np.argsort(part, kind="stable")
+    bounds = np.flatnonzero(np.diff(part[order], prepend=-1))
+    found = []
+    for runs in np.split(order, bounds[1:]):
+        top, west = int(row[runs[0]]), int(left[runs].min())
+        mask = np.zeros((int(row[runs[-1]]) - top + 1, int(right[runs].max()) - west), bool)
+        for run in runs.tolist():
+            mask[row[run] - top, left[run] - west : right[run] - west] = True
+        found.append((int(ids[runs[0]]), Region(top, west, mask)))
+    return found
+
+
+def _joined(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return for each of `count` things the least that pairs connect it with, int64 [count]."""
+    least = np.arange(count)
+    while True:
+        low = np.minimum(least[one], least[other])
+        before = least.copy()
+        for ends in (one, other):
+            np.minimum.at(least, before[ends], low)
+        least = np.minimum(least, least[least])
+        least = least[least]
+        if np.array_equal(before, least):
+            return least

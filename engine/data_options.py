@@ -58,6 +58,28 @@ def add_data(parser: Parser, datasets: Mapping[str, type], split: str | None = N
     flag("--batch-size", type=at_least(1), default=1, help="images at once, of one size")
 
 
+def add_labelled(parser: Parser, datasets: Mapping[str, type]) -> None:
+    """Add the labelled images that a tool reads at their own size."""
+    group = data_group(parser, datasets)
+    flag = group.add_argument
+    flag("data_dir", metavar="DIR", help="the data folder")
+    flag("--dataset", default="folder", metavar="NAME", help="default %(default)s")
+    flag("--set", default="train", metavar="SPLIT", help="default %(default)s")
+    flag("--data-list", metavar="FILE", help="list of `image label` lines instead of a split")
+    add_data_option(group, "--data-option")
+
+
+def labelled(args: argparse.Namespace) -> Images:
+    """Return the images of `add_labelled`."""
+    return Images(
+        dataset=args.dataset,
+        root=args.data_dir,
+        split=args.set,
+        list_file=args.data_list,
+        options=dict(args.data_option),
+    )
+
+
 def data_group(parser: Parser, datasets: Mapping[str, type]) -> argparse._ArgumentGroup:
     """Return a new group that lists the datasets and their splits."""
     listed = "; ".join(f"{name} ({', '.join(one.splits)})" for name, one in datasets.items())
