@@ -29,6 +29,7 @@ SMALLEST = {
     "fcn16s": "width=8",
     "fcn32s": "width=8",
     "hrnet": "encoder=resnet18",
+    "mask2former": "encoder=resnet18 width=32 queries=12 pixel_layers=2 layers=4",
     "ocrnet": "encoder=resnet18",
     "pidnet": "boundary=yes",
     "segformer": "encoder=mit_b0",
