@@ -84,6 +84,7 @@ def parse_args(argv: list[str] | None = None):
     args = options.parse(parser, argv, default_recipe="streets", unused=methods.unused)
     training_options.refuse_idle_training(args)
     methods.refuse_idle(args.method, args.given)
+    methods.refuse_mixed(args.method, args.augment)
     if args.val_on == "none":
         options.refuse_idle(args, {"val_set", "val_list"}, "--val-on target or source")
     return args
@@ -144,7 +145,7 @@ def open_data(args) -> Domains:
     return data
 
 
-def prepare(args, data: Domains, names: list[str]) -> tuple:
+def prepare(args, data: Domains, names: list[str], augment: Augment) -> tuple:
     """Build what learns: the student, the methods and, where one of them wants it, a teacher."""
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
@@ -161,6 +162,7 @@ def prepare(args, data: Domains, names: list[str]) -> tuple:
         autocast=functools.partial(autocast, precision, device),
         class_weight=class_weight,
         iter_size=args.iter_size,
+        augment=augment.mixed,
     )
     adapting = Adapting(names, setting, vars(args)).to(device)
     adapting.check(network, data.there)
@@ -170,8 +172,9 @@ def prepare(args, data: Domains, names: list[str]) -> tuple:
 
 def train(args, data: Domains, names: list[str], folder: str, title: str) -> tuple:
     """Train one network in one snapshot folder; return it and its scores."""
-    augment, loading = Augment(args.augment), options.loading(args)
-    student, adapting, teacher = prepare(args, data, names)
+    augment = Augment(args.augment, read_references=data.some_target_images)
+    loading = options.loading(args)
+    student, adapting, teacher = prepare(args, data, names, augment)
     network, precision = student.published, student.training.precision
 
     def score() -> dict | None:

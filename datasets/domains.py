@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from datasets import DATASETS, open_images, open_pseudo_labelled
@@ -53,6 +54,18 @@ class Domains:
     def there(self) -> set[str]:
         """The domains beside the source that have images."""
         return {key for key in ("target", "labelled", "pseudo") if getattr(self, key) is not None}
+
+    def some_target_images(self, count: int = 16) -> torch.Tensor:
+        """Read some of the target's images, uint8 [M,3,h,w], all in the first's size."""
+        chosen = torch.linspace(0, len(self.target) - 1, min(count, len(self.target)))
+        images: list[torch.Tensor] = []
+        for index in chosen.round().int().tolist():
+            sample = self.target[index]
+            width, height = sample.get("extent", sample["image"].shape[:0:-1])
+            image = sample["image"][:, :height, :width]
+            size = images[0].shape[1:] if images else image.shape[1:]
+            images.append(F.interpolate(image[None], size, mode="bilinear", antialias=True)[0])
+        return torch.stack(images)
 
     def batches(
         self,

@@ -317,8 +317,8 @@ def add_augmentation(parser: Parser, names: Mapping[str, Any]) -> None:
         "--augment",
         nargs="+",
         metavar="[SIDE:]NAME[=VALUE] [KEY=VALUE]",
-        help=f"any of {', '.join(names)}; source: or target: says whose images, and the keys of "
-        "each, p=PROBABILITY among them, follow it (docs/augment.md)",
+        help=f"any of {', '.join(names)}; source:, target: or mixed: (a method's own) says "
+        "whose images, and the keys of each, p=PROBABILITY among them, follow it (docs/augment.md)",
     )
     flag("--crop-size", type=width_height, metavar="W,H", help="the word crop=W,H")
     flag("--random-mirror", action=options.BOOLEAN, help="the word hflip")

@@ -66,6 +66,14 @@ def refuse_idle(names: list[str], given: Iterable[str]) -> None:
         )
 
 
+def refuse_mixed(names: list[str], augmentations: Iterable[str]) -> None:
+    """Raise UserError where --augment speaks of mixed images, and no method makes any."""
+    mixing = [name for name, method in METHODS.items() if method.mixes]
+    for word in augmentations:
+        if word.startswith("mixed:") and not {*mixing} & {*names}:
+            raise UserError(f"--augment {word} goes with --method {' or '.join(mixing)}")
+
+
 class Adapting(nn.ModuleDict):
     """All methods of a run as one: built, checked, called, and their terms added up.
 

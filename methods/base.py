@@ -12,6 +12,10 @@ from training.batch import Batch
 from training.student import Student
 
 
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 @dataclass(frozen=True)
 class Setting:
     """Facts of the run that methods are built with.
@@ -23,6 +27,7 @@ class Setting:
         autocast: returns the context in which networks run.
         class_weight: float [C] of the source's loss, or None.
         iter_size: batches of a step.
+        augment: changes images that a method mixes, as --augment says of `mixed:`.
     """
 
     num_classes: int
@@ -31,6 +36,7 @@ class Setting:
     autocast: Callable[[], AbstractContextManager] = torch.enable_grad
     class_weight: Tensor | None = None
     iter_size: int = 1
+    augment: Callable[[Batch], Batch] = _as_it_is
 
 
 @dataclass
@@ -61,12 +67,14 @@ class Method(nn.Module):
     optimiser. Its constructor takes a `Setting`, and keywords that are its command-line flags.
 
     Attributes:
+        mixes: whether it trains on images of its own making, which it gives to `Setting.augment`.
         needs: what `Seen` must hold beside the source: target, labelled, pseudo for a domain's
             images; DOMAIN_out for the student's outputs on them, too; DOMAIN_detached for the same,
             without gradients unless another method needs DOMAIN_out; teacher_out.
     """
 
     needs: frozenset[str] = frozenset()
+    mixes = False
 
     def check(self, network: nn.Module) -> None:
         """Raise UserError where the method cannot work on a network, before any step."""

@@ -9,7 +9,8 @@ import kernels
 from engine.errors import UserError
 from engine.words import HueTurns, Share, Weight
 from methods.base import Method, Seen, Setting, Watch
-from training.augment import colour, pasting
+from training.augment import blur, colour, pasting
+from training.batch import Batch
 from training.student import Student
 
 
@@ -25,6 +26,7 @@ class FixMatch(Method):
     """
 
     needs = frozenset({"target_detached"})
+    mixes = True
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class FixMatch(Method):
         ] = 0.0,
     ):
         super().__init__()
-        self.align_corners = setting.align_corners
+        self.align_corners, self.augment = setting.align_corners, setting.augment
         self.weight, self.threshold = lambda_fixmatch, fixmatch_threshold
         self.jitter, self.hue, self.blur = fixmatch_jitter, fixmatch_hue, fixmatch_blur
         self.cutmix = fixmatch_cutmix
@@ -55,7 +57,7 @@ class FixMatch(Method):
         sure = confidence >= self.threshold
         self.watch.count(label, sure, seen.source.label)
         image = colour.color_jitter(image, self.jitter, self.hue, probability=0.8)
-        image = colour.gaussian_blur(image, self.blur, sigma=(0.1, 2.0))
+        image = blur.gaussian_blur(image, self.blur, sigma=(0.1, 2.0))
         weight = sure.float()
         if self.cutmix:
             n, _, height, width = image.shape
@@ -66,8 +68,9 @@ class FixMatch(Method):
             boxes = boxes.to(image.device, non_blocking=True)
             below = [image, label, weight]
             image, label, weight = kernels.cutmix(below, [one.roll(1, 0) for one in below], boxes)
-        how = {"pixel_weight": weight, "balanced": False}
-        terms = student.loss(student(image), label, "fixmatch", **how)
+        strong = self.augment(Batch(image, label, weight))
+        how = {"pixel_weight": strong.weight, "balanced": False}
+        terms = student.loss(student(strong.image), strong.label, "fixmatch", **how)
         return {name: self.weight * term for name, term in terms.items()}
 
     def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:

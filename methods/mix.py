@@ -9,7 +9,8 @@ import kernels
 from engine.errors import UserError
 from engine.words import HueTurns, Share, Weight
 from methods.base import Method, Seen, Setting, Watch
-from training.augment import colour, pasting
+from training.augment import blur, colour, pasting
+from training.batch import Batch
 from training.student import Student
 
 
@@ -28,6 +29,8 @@ class Mix(Method):
     pixel 1 where the teacher is sure and 0 elsewhere. `mix_labels` true needs no teacher: target
     images with their own labels are mixed, and the mean is over the labelled pixels.
     """
+
+    mixes = True
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class Mix(Method):
         mix_blur: Annotated[Share, "probability of blurring mixed images"] = 0.5,
     ):
         super().__init__()
-        self.align_corners = setting.align_corners
+        self.align_corners, self.augment = setting.align_corners, setting.augment
         self.kind, self.paste, self.per_pixel = mix, mix_from, mix_weight == "pixel"
         self.weight, self.threshold = lambda_mix, mix_threshold
         self.jitter, self.hue, self.blur = mix_jitter, mix_hue, mix_blur
@@ -66,9 +69,10 @@ class Mix(Method):
         below = self._labelled(seen) if self.true_labels else self._by_teacher(seen)
         image, label, *weight = self._pasted(below, seen)
         image = colour.color_jitter(image, self.jitter, self.hue, probability=0.8)
-        image = colour.gaussian_blur(image, self.blur)
-        how = {"pixel_weight": weight[0] if weight else None, "balanced": False}
-        terms = student.loss(student(image), label, "mix", **how)
+        image = blur.gaussian_blur(image, self.blur)
+        mixed = self.augment(Batch(image, label, *weight))
+        how = {"pixel_weight": mixed.weight, "balanced": False}
+        terms = student.loss(student(mixed.image), mixed.label, "mix", **how)
         return {name: self.weight * term for name, term in terms.items()}
 
     @staticmethod

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.errors import UserError
-from training.augment import Augment, colour, geometry
+from training.augment import Augment, blur, colour, geometry
 
 
 def pattern(n: int = 2, height: int = 12, width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,17 +77,17 @@ def test_jitter_stays_in_range_and_leaves_the_share_it_should():
 def test_blur_keeps_the_mean_and_lowers_the_contrast():
     torch.manual_seed(0)
     images = torch.rand(3, 3, 16, 16) * 255
-    blurred = colour.gaussian_blur(images, probability=1.0, sigma=(1.0, 1.0))
+    blurred = blur.gaussian_blur(images, probability=1.0, sigma=(1.0, 1.0))
     assert blurred.var() < images.var() / 3
     flat = torch.full((2, 3, 8, 8), 77.0)
-    torch.testing.assert_close(colour.gaussian_blur(flat, 1.0), flat)
-    assert torch.equal(colour.gaussian_blur(images, 0.0), images)
+    torch.testing.assert_close(blur.gaussian_blur(flat, 1.0), flat)
+    assert torch.equal(blur.gaussian_blur(images, 0.0), images)
 
 
 def test_blur_equals_a_kernel_worked_by_hand():
     image = torch.zeros(1, 3, 9, 9)
     image[:, :, 4, 4] = 1
-    blurred = colour.gaussian_blur(image, 1.0, sigma=(0.5, 0.5))
+    blurred = blur.gaussian_blur(image, 1.0, sigma=(0.5, 0.5))
     side = torch.exp(torch.tensor(-2.0))  # exp(-1 / (2 * 0.25)); the next is exp(-8)
     total = 1 + 2 * side + 2 * torch.exp(torch.tensor(-8.0))
     assert blurred[0, 0, 4, 4].item() == pytest.approx((1 / total**2).item(), rel=1e-5)

@@ -18,7 +18,7 @@ import train_seg
 from engine.values import Training
 from methods import METHODS, Setting
 from models import build_model
-from training.augment import colour, geometry
+from training.augment import blur, colour, geometry
 from training.losses import PixelLoss
 from training.schedule import make_optimizer, parse_schedule, rate_at
 from training.student import Student
@@ -194,9 +194,9 @@ def test_blur_by_hand(monkeypatch):
     for draw, sigma in ((1.0, 1.15), (0.0, 0.15), (0.5, 0.65)):
         always(monkeypatch, draw, 0.0)
         taps = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-4, 5)]
-        kept = colour.gaussian_blur(point, 1.0)[0, 0, 7, 7].item()
+        kept = blur.gaussian_blur(point, 1.0)[0, 0, 7, 7].item()
         assert kept == pytest.approx(1000 / sum(taps) ** 2, rel=1e-4)
-    assert inspect.signature(colour.gaussian_blur).parameters["sigma"].default == (0.15, 1.15)
+    assert inspect.signature(blur.gaussian_blur).parameters["sigma"].default == (0.15, 1.15)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_strong_views_are_jittered_and_blurred(monkeypatch, method: str, jitter,
         return images + 1
 
     monkeypatch.setattr(colour, "color_jitter", record_jitter)
-    monkeypatch.setattr(colour, "gaussian_blur", record_blur)
+    monkeypatch.setattr(blur, "gaussian_blur", record_blur)
     shown = []
 
     def student(images: Tensor) -> dict[str, Tensor]:

@@ -15,17 +15,33 @@ import torch
 from engine.errors import UserError
 from engine.parsing import between
 from engine.words import bind, grouped
-from training.augment import colour, distortion, geometry, moves, policies
+from training.augment import (
+    blur,
+    colour,
+    distortion,
+    geometry,
+    moves,
+    noise,
+    occlusion,
+    pasting,
+    policies,
+    style,
+    tone,
+    weather,
+)
 from training.augment.row import Row
 from training.batch import Batch
 
 REQUIRED = inspect.Parameter.empty
-SIDES = ("source", "target")  # the target's are its labelled and pseudo-labelled images too
+# the target's are its labelled and pseudo-labelled images too; mixed ones are a method's
+SIDES = ("source", "target", "mixed")
 
 # in the order in which images go through them
-AUGMENTATIONS: dict[str, Row] = (
-    moves.AUGMENTATIONS | distortion.AUGMENTATIONS | policies.AUGMENTATIONS | colour.AUGMENTATIONS
-)
+FAMILIES = (moves, distortion, policies, pasting, style, colour, tone, blur, weather, noise)
+FAMILIES += (occlusion,)
+AUGMENTATIONS: dict[str, Row] = {
+    name: row for family in FAMILIES for name, row in family.AUGMENTATIONS.items()
+}
 
 
 class Word(NamedTuple):
@@ -50,21 +66,30 @@ class Augment:
     Everything geometric is one sampling grid, and images and labels are sampled once.
 
     Args:
-        words: [SIDE:]NAME[=VALUE], each followed by KEY=VALUE for its keys; without a side, of all
-            sides.
+        words: [SIDE:]NAME[=VALUE], each followed by KEY=VALUE for its keys; without a side, of the
+            source and the target.
         sides: that the run has.
+        read_references: returns images of the target, uint8 [M,3,h,w], for the words of style.
 
     Raises:
         UserError: a side, name or value that does not exist; says which do.
     """
 
-    def __init__(self, words: list[str], sides: tuple[str, ...] = SIDES):
+    def __init__(
+        self,
+        words: list[str],
+        sides: tuple[str, ...] = SIDES,
+        read_references: Callable[[], torch.Tensor] | None = None,
+    ):
+        self._references, self._read_references = None, read_references
         self.chosen = {side: dict(ALWAYS.get(side, {})) for side in sides}
         for group in grouped(words, AUGMENTATIONS):
             side, name, word = parse_augmentation(group)
             if side is not None and side not in sides:
                 raise UserError(f"--augment {group}: this script has no {side}")
-            for one in sides if side is None else (side,):
+            if AUGMENTATIONS[name].stage == "style" and read_references is None:
+                raise UserError(f"--augment {group}: there is no target to take the style from")
+            for one in [x for x in sides if x != "mixed"] if side is None else [side]:
                 self.chosen[one].pop(name, None)
                 if name in ALWAYS.get(one, {}) or not word.changes_nothing(AUGMENTATIONS[name]):
                     self.chosen[one][name] = word
@@ -91,8 +116,19 @@ class Augment:
         label, *weight = maps.unbind(1)
         return Batch(images, label, weight[0] / 255 if weight else None)
 
+    @torch.no_grad()
+    def mixed(self, batch: Batch) -> Batch:
+        """Change images that a method mixed, float, and their labels and weights along."""
+        if not self.chosen["mixed"]:
+            return batch
+        # the maps' 255 outside becomes a weight of 0
+        maps = [batch.label.float()] + ([] if batch.weight is None else [255 - batch.weight])
+        images, maps = self.change(batch.image, torch.stack(maps, 1), "mixed")
+        label, *weight = maps.unbind(1)
+        return Batch(images, label.to(batch.label.dtype), 255 - weight[0] if weight else None)
+
     def change(self, images: torch.Tensor, maps: torch.Tensor | None, side: str, **how) -> tuple:
-        """Change images [N,3,H,W] and maps, uint8 [N,K,H,W]; `how`: see `geometry.warp`."""
+        """Change images [N,3,H,W] and maps [N,K,H,W]; `how`: see `geometry.warp`."""
         stages: dict[str, list[tuple[Row, Word]]] = {}
         for name, row in AUGMENTATIONS.items():
             if name in self.chosen[side]:
@@ -101,18 +137,71 @@ class Augment:
             how |= row.apply(word.p, **word.values)
         plans: list[policies.Plan] = []
         if stages.keys() & {"move", "bend", "policy"}:
-            how["way"] = functools.partial(find_way, stages, plans, images.device)
+            how["way"] = functools.partial(find_way, stages, plans)
         images, maps = geometry.warp(images, maps, **how)
-        for plan in plans:
-            images = policies.recolour(images, plan)
-        for row, word in stages.get("image", ()):
-            images = on_some(functools.partial(row.apply, **word.values), images, word.p)
+        n = len(images)
+        for row, word in stages.get("paste", ()):
+            images, maps = row.apply(images, maps, draw(n, word.p), **word.values)
+        if "style" in stages:
+            references = self.references(images.device)
+            for row, word in stages["style"]:
+                change = functools.partial(row.apply, references=references, **word.values)
+                on_some(change, images, word.p)
+        for part in geometry.portions(images):
+            for plan in plans:
+                images[part] = policies.recolour(images[part], plan[part])
+            if "linear" in stages:
+                recolour(stages["linear"], images[part])
+            for row, word in stages.get("image", ()):
+                on_some(functools.partial(row.apply, **word.values), images[part], word.p)
+        for row, word in stages.get("pair", ()):
+            images, maps = cover(row, word, images, maps)
         return images, maps
 
+    def references(self, device: torch.device) -> torch.Tensor:
+        """Return some images of the target, float [M,3,h,w]; they are read once."""
+        if self._references is None:
+            self._references = self._read_references().to(device).float()
+        return self._references
 
-def find_way(
-    stages: dict, plans: list, device: torch.device, n: int, size: tuple[int, int]
-) -> geometry.Way:
+
+def recolour(rows: list[tuple[Row, Word]], images: torch.Tensor) -> None:
+    """Apply all linear colours as one matrix, and cut levels to 0..255, in place."""
+    n, mean = len(images), images.mean((2, 3))
+    matrix, added = torch.eye(3).repeat(n, 1, 1).to(mean), torch.zeros_like(mean)
+    changed = torch.zeros(n, dtype=torch.bool)
+    for row, word in rows:
+        on = draw(n, word.p)
+        changed |= on
+        times, plus = row.apply(mean, **word.values)
+        there = on.to(mean.device, non_blocking=True).view(n, 1, 1)
+        times = torch.where(there, times, torch.eye(3).to(mean))
+        plus = torch.where(there[:, 0], plus, 0.0)
+        matrix, added, mean = (
+            times @ matrix,
+            (times @ added.unsqueeze(2)).squeeze(2) + plus,
+            (times @ mean.unsqueeze(2)).squeeze(2) + plus,
+        )
+    which = changed.nonzero().flatten()
+    if len(which) == 0:
+        return
+    which = slice(None) if len(which) == n else which.to(images.device, non_blocking=True)
+    flat = torch.baddbmm(added[which].unsqueeze(2), matrix[which], images[which].flatten(2))
+    images[which] = flat.clamp_(0, 255).view_as(images[which])
+
+
+def cover(row: Row, word: Word, images: torch.Tensor, maps: torch.Tensor | None) -> tuple:
+    """Return images and maps with what hides parts of both applied to some of them."""
+    on = draw(len(images), word.p)
+    if not on.any():
+        return images, maps
+    which = on.nonzero().flatten().to(images.device, non_blocking=True)
+    changed, below = row.apply(images[which], None if maps is None else maps[which], **word.values)
+    images[which] = changed
+    return images, maps if maps is None else maps.index_copy(0, which, below)
+
+
+def find_way(stages: dict, plans: list, n: int, size: tuple[int, int]) -> geometry.Way:
     """Draw the moves, bends and policies of a batch; the policies' plans are added to `plans`."""
     way = geometry.Way(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, dtype=torch.bool))
     for row, word in stages.get("move", ()):
@@ -132,9 +221,8 @@ def find_way(
     for row, word in stages.get("bend", ()):
         on = draw(n, word.p)
         way.moved |= on
-        there = on.to(device, torch.float, non_blocking=True)
-        bend = functools.partial(row.apply, on=there, size=size, **word.values)
-        way.bends.insert(0, bend)  # what comes last is looked through first
+        bend = functools.partial(row.apply, size=size, **word.values)
+        way.bends.insert(0, (bend, on))  # what comes last is looked through first
     return way
 
 
@@ -143,15 +231,14 @@ def draw(n: int, p: float) -> torch.Tensor:
     return torch.ones(n, dtype=torch.bool) if p == 1 else torch.rand(n) < p
 
 
-def on_some(function: Callable, images: torch.Tensor, p: float, *more: torch.Tensor) -> Any:
-    """Return the images with a function applied to each with probability p."""
+def on_some(function: Callable, images: torch.Tensor, p: float) -> None:
+    """Apply a function to each of some images with probability p, in place."""
     on = draw(len(images), p)
     if on.all():
-        return function(images)
-    if not on.any():
-        return images
-    which = on.nonzero().flatten().to(images.device, non_blocking=True)
-    return images.index_copy(0, which, function(images[which]))
+        images.copy_(function(images))
+    elif on.any():
+        which = on.nonzero().flatten().to(images.device, non_blocking=True)
+        images[which] = function(images[which])
 
 
 def parse_augmentation(group: str) -> tuple[str | None, str, Word]:

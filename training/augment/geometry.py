@@ -12,6 +12,16 @@ from engine.errors import UserError
 # DAFormer's 0.5 x 3000 pixels of 1280x720.
 RARE_CLASS_SHARE = 0.5 * 3000 / (1280 * 720)
 CROPS_TRIED = 10
+# On the CPU a batch is changed a few images at a time: they stay near, and their memory is used
+# again, where every new block beyond 32 MiB is asked of the system page by page.
+PORTION = 2**24
+
+
+def portions(images: torch.Tensor) -> list[slice]:
+    """Return what to change at a time of images [N,C,H,W]: all on a GPU, few on a CPU."""
+    n = len(images)
+    several = n if images.device.type != "cpu" else PORTION // (4 * images[:1].numel() or 1)
+    return [slice(i, i + max(1, several)) for i in range(0, n, max(1, several))]
 
 
 @dataclass
@@ -21,13 +31,18 @@ class Way:
     Attributes:
         matrix: float [N,3,3], in grid_sample's coordinates, on the CPU.
         moved: bool [N], on the CPU, which images it moves at all.
-        bends: functions of x, y (float [N,h,w] or what broadcasts to it), the first to be looked
-            through first; see `Row`.
+        bends: functions of x, y (float [N,h,w] or what broadcasts to it), and float [N], which
+            images they bend; the first is looked through first; see `Row`.
     """
 
     matrix: torch.Tensor
     moved: torch.Tensor
-    bends: list[Callable] = field(default_factory=list)
+    bends: list[tuple[Callable, torch.Tensor]] = field(default_factory=list)
+
+    def part(self, which: slice | torch.Tensor) -> "Way":
+        """Return that of some of the images."""
+        bends = [(bend, on[which]) for bend, on in self.bends]
+        return Way(self.matrix[which], self.moved[which], bends)
 
 
 @torch.no_grad()
@@ -64,14 +79,13 @@ def warp(
     crop_w, crop_h = crop_size or (width, height)
     if crop_w > width or crop_h > height:
         raise UserError(f"--crop-size {crop_w},{crop_h} is larger than the images {width},{height}")
-    images = images.float()
     factor, left, top, flip = torch.rand(4, n)
     plain = (crop_w, crop_h) == (width, height) and scale == (1.0, 1.0) and not mirror
     if plain:
         theta = torch.eye(3)[:2].repeat(n, 1, 1)
         way = way and way(n, (crop_w, crop_h))
         if way is None or not way.moved.any():
-            return images, labels
+            return images.to(torch.float, copy=True), labels
     else:
         if rare_class is None:
             factor = scale[0] + factor * (scale[1] - scale[0])
@@ -92,14 +106,48 @@ def warp(
         zero = torch.zeros_like(flip)
         theta = torch.stack([a_x * sign, zero, b_x, zero, a_y, b_y], 1).view(n, 2, 3)
         way = way and way(n, (crop_w, crop_h))
-    grid = make_grid(theta, way, (crop_h, crop_w), images.device)
-    if not plain or way.moved.all():
-        return sample(images, labels, grid)
-    # images that nothing moves stay what they are, to the bit
-    which = way.moved.nonzero().flatten().to(images.device, non_blocking=True)
-    changed, moved = sample(images[which], None if labels is None else labels[which], grid[which])
-    images = images.index_copy(0, which, changed)
-    return images, labels if labels is None else labels.index_copy(0, which, moved)
+    return resample(images, labels, theta, way, (crop_h, crop_w), plain)
+
+
+def resample(
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    theta: torch.Tensor,
+    way: Way | None,
+    size: tuple[int, int],
+    plain: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sample images and labels once, by a warp and what is looked through before it.
+
+    Args:
+        images: uint8 or float [N,3,H,W].
+        labels: uint8 [N,K,H,W] or None.
+        theta: float [N,2,3], of the warp.
+        way: see `warp`.
+        size: h, w of the frame in pixels.
+        plain: whether the warp is none: what the way does not move stays as it is, to the bit.
+    """
+    n = len(images)
+    warped = torch.empty(n, 3, *size, device=images.device)
+    moved = None if labels is None else labels.new_empty(*labels.shape[:-2], *size)
+    for part in portions(warped):
+        which = torch.arange(n)[part]
+        if plain:
+            which = which[way.moved[part]]
+            warped[part] = images[part]
+            if labels is not None:
+                moved[part] = labels[part]
+        if not len(which):
+            continue
+        there = part if len(which) == len(warped[part]) else which.to(images.device)
+        on_theta = part if there is part else which.to(theta.device)
+        some = way and way.part(part if there is part else which)
+        grid = make_grid(theta[on_theta], some, size, images.device)
+        below = None if labels is None else labels[there]
+        warped[there], below = sample(images[there].float(), below, grid)
+        if labels is not None:
+            moved[there] = below
+    return warped, moved
 
 
 def make_grid(
@@ -127,8 +175,8 @@ def make_grid(
         return F.affine_grid(matrix, (n, 1, *size), align_corners=False)
     x = ((torch.arange(width, device=device) * 2 + 1) / width - 1).view(1, 1, -1)
     y = ((torch.arange(height, device=device) * 2 + 1) / height - 1).view(1, -1, 1)
-    for bend in way.bends:
-        x, y = bend(x, y)
+    for bend, on in way.bends:
+        x, y = bend(x, y, on.to(device, torch.float, non_blocking=True))
     rows = [
         row[:, 0].view(n, 1, 1) * x + (row[:, 1].view(n, 1, 1) * y + row[:, 2].view(n, 1, 1))
         for row in matrix.unbind(1)
@@ -145,7 +193,7 @@ def sample(
 
     Args:
         images: float [N,3,H,W].
-        labels: uint8 [N,H,W] or [N,K,H,W], or None.
+        labels: uint8 or float [N,H,W] or [N,K,H,W], or None.
         grid: float [N,h,w,2], from where, as `torch.nn.functional.grid_sample` has it.
     """
     n, _, height, width = images.shape
@@ -154,7 +202,7 @@ def sample(
         # sampled as 255 - label, so that grid_sample's zero outside the image means ignore
         inverse = (255 - labels).view(n, -1, height, width).float()
         inverse = F.grid_sample(inverse, grid, mode="nearest", align_corners=False)
-        labels = 255 - inverse.view(*labels.shape[:-2], *grid.shape[1:3]).to(torch.uint8)
+        labels = 255 - inverse.view(*labels.shape[:-2], *grid.shape[1:3]).to(labels.dtype)
     return images, labels
 
 

@@ -108,15 +108,15 @@ def affine(
     zoom: Annotated[Range, scale_range, "factor of the size"] = (0.9, 1.1),
     shift: Annotated[Range, swing(1), "shares of the width and of the height"] = (-0.1, 0.1),
     degrees: Degrees = (-15.0, 15.0),
-    shear: Annotated[Range, swing(80), "degrees, along x and along y"] = (-10.0, 10.0),
+    shear: Annotated[Range, swing(44), "degrees, along x and along y"] = (-10.0, 10.0),
 ) -> Tensor:
-    """Shear, enlarge and turn about the centre, then shift."""
+    """Enlarge, turn and shear about the centre, then shift."""
     moved = torch.stack([uniform(n, shift), uniform(n, shift)], 1) * torch.tensor(size)
-    slope_x, slope_y = (torch.deg2rad(uniform(n, shear)).tan() for _ in range(2))
+    slope_x, slope_y = (-torch.deg2rad(uniform(n, shear)).tan() for _ in range(2))
     one = torch.ones(n)
-    shears = torch.stack([one, slope_x, slope_y, one + slope_x * slope_y], 1).view(n, 2, 2)
-    # the image's own way is rotation @ zoom @ shears; ours is from where, hence the inverses
-    linear = torch.linalg.inv(shears) @ turn(uniform(n, degrees))
+    shears = torch.stack([one, slope_x, slope_y, one], 1).view(n, 2, 2)
+    # the image's own way is shears @ rotation @ zoom; ours is from where, hence the inverses
+    linear = turn(uniform(n, degrees)) @ torch.linalg.inv(shears)
     linear = linear / uniform(n, zoom).view(n, 1, 1)
     return about_centre(linear, -(linear @ moved.unsqueeze(2)).squeeze(2), size)
 
@@ -179,7 +179,7 @@ MOVES = {
         "move",
         affine,
         "albumentations Affine",
-        "one factor for both sides; shears along y, then x; " + BLACK,
+        "one factor for both sides; " + BLACK,
         still={"zoom": (1, 1), "shift": (0, 0), "degrees": (0, 0), "shear": (0, 0)},
     ),
     "perspective": Row(

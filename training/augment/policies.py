@@ -7,9 +7,11 @@ grid.
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Annotated
 
 import torch
 
+from engine.parsing import at_least, between
 from training.augment.pillow import COLOUR
 from training.augment.row import Row
 
@@ -57,6 +59,19 @@ RANGES = {
     "posterize": (8.0, 4.0),
 }
 ONE_SIDED = ("solarize", "posterize")  # the others go either way
+# what RandAugment and TrivialAugment draw among: identity has neither geometry nor colour
+OPERATIONS = ("identity", *(f"{kind}_{axis}" for kind in ("shear", "translate") for axis in "xy"),
+    "rotate", "brightness", "color", "contrast", "sharpness", "posterize", "solarize",
+    "autocontrast", "equalize")  # fmt: skip
+RANDOM = {**RANGES, "solarize": (255.0, 0.0)}
+WIDE = {
+    **dict.fromkeys(("shear_x", "shear_y"), (0.0, 0.99)),
+    **dict.fromkeys(("translate_x", "translate_y"), (0.0, 32 / 331)),
+    "rotate": (0.0, 135.0),
+    **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), (0.0, 0.99)),
+    "solarize": (255.0, 0.0),
+    "posterize": (8.0, 2.0),
+}
 
 
 def auto(n: int) -> Plan:
@@ -78,6 +93,52 @@ def auto(n: int) -> Plan:
             ]
         )
     return plan
+
+
+def rand(
+    n: int,
+    *,
+    level: Annotated[float, between(0, 30), "magnitude, 0 to 30"] = 9,
+    operations: Annotated[int, at_least(0), "of each image"] = 2,
+) -> Plan:
+    """Draw RandAugment's operations for each image, all of one magnitude (Cubuk et al. 2020).
+
+    The fourteen operations and what a magnitude means are torchvision's.
+    """
+    draws = torch.rand(2, n, operations)
+    which, sign = (draws[0] * len(OPERATIONS)).long().tolist(), (draws[1] < 0.5).tolist()
+    share = level / 30
+    return [
+        [
+            (OPERATIONS[k], wide(OPERATIONS[k], share, down, RANDOM))
+            for k, down in zip(*one, strict=True)
+        ]
+        for one in zip(which, sign, strict=True)
+    ]
+
+
+def trivial(n: int) -> Plan:
+    """Draw one operation of any magnitude for each image (Mueller and Hutter 2021).
+
+    The operations and their wide ranges are torchvision's TrivialAugmentWide's.
+    """
+    which, level, sign = torch.rand(3, n)
+    drawn = zip(
+        (which * len(OPERATIONS)).long().tolist(),
+        ((level * 31).floor() / 30).tolist(),
+        (sign < 0.5).tolist(),
+        strict=True,
+    )
+    return [[(OPERATIONS[k], wide(OPERATIONS[k], share, down, WIDE))] for k, share, down in drawn]
+
+
+def wide(name: str, share: float, down: bool, ranges: dict[str, tuple[float, float]]) -> float:
+    """Return what a share of an operation's range means; `down` turns those with two sides."""
+    low, high = ranges.get(name, (0.0, 0.0))
+    value = low + (high - low) * share
+    if name == "posterize":
+        value = float(round(value))
+    return -value if down and name not in ONE_SIDED else value
 
 
 def magnitude(name: str, level: int, sign: int) -> float:
@@ -137,12 +198,21 @@ GEOMETRY: dict[str, Callable] = {
 }
 
 
+DIFFERENCE = "geometry before colours, in the one grid; ignored outside; fractional levels"
 AUGMENTATIONS = {
     "auto": Row(
         "policy",
         auto,
         "torchvision AutoAugment, imagenet",
-        "geometry before colours, in the one grid; black and ignored outside; fractional values",
+        DIFFERENCE,
+        p=1.0,
+    ),
+    "rand": Row("policy", rand, "torchvision RandAugment", DIFFERENCE, p=1.0),
+    "trivial": Row(
+        "policy",
+        trivial,
+        "torchvision TrivialAugmentWide",
+        "shifts are shares, 32 pixels of 331; " + DIFFERENCE,
         p=1.0,
     ),
 }
