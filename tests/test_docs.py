@@ -15,7 +15,7 @@ import pseudo_label
 import train_da
 import train_seg
 from datasets.folder import read_class_table
-from tools import make_classes
+from tools import make_classes, sheet
 from worlds import ROOT
 
 SCRIPTS = {
@@ -25,8 +25,14 @@ SCRIPTS = {
     "pseudo_label.py": pseudo_label,
     "ensemble.py": ensemble,
 }
-TOOLS = {"tools.make_classes": make_classes}
-MARKDOWN = ["README.md", "docs/experiments.md", "docs/own-data.md", "docs/loveda.md"]
+TOOLS = {"tools.make_classes": make_classes, "tools.sheet": sheet}
+MARKDOWN = [
+    "README.md",
+    "docs/experiments.md",
+    "docs/own-data.md",
+    "docs/loveda.md",
+    "docs/augment.md",
+]
 PAGES = [*MARKDOWN, *SCRIPTS]
 # what a training command of a page is run with here, beside its own words
 SHORT = "--num-steps 2 --batch-size 2 --weights none --num-workers 0".split()

@@ -92,7 +92,7 @@ AUGMENTATIONS = {
         "bend",
         optical_distortion,
         "albumentations OpticalDistortion, camera",
-        "the centre is the frame's, half a pixel from theirs",
+        "black and ignored outside; all geometry is one resampling",
         still={"strength": (0, 0)},
     ),
     "elastic": Row(
