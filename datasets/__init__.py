@@ -4,30 +4,54 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datasets.acdc import ACDC
+from datasets.ade20k import ADE20K
 from datasets.base import SegmentationDataset
+from datasets.bdd100k import BDD100K
 from datasets.cache import CachedDataset
 from datasets.camvid import CamVid
 from datasets.cityscapes import Cityscapes
 from datasets.cyclegta import CycleGTA
+from datasets.dark_zurich import DarkZurich
 from datasets.files import colourise, write_label_png
 from datasets.folder import Folder
 from datasets.gta5 import GTA5
 from datasets.loveda import LoveDA
+from datasets.mapillary import Mapillary
+from datasets.minicity import MiniCity
+from datasets.potsdam import Potsdam
 from datasets.pseudo import WithConfidence, check_classes
 from datasets.streets import Streets
+from datasets.synscapes import Synscapes
 from datasets.synthia import Synthia
+from datasets.urbansyn import UrbanSyn
+from datasets.vaihingen import Vaihingen
+from datasets.voc import VOC
+from datasets.waste import Waste
 from engine.errors import UserError
 from engine.values import Images
 
 DATASETS = {
+    "acdc": ACDC,
+    "ade20k": ADE20K,
+    "bdd100k": BDD100K,
     "camvid": CamVid,
     "cityscapes": Cityscapes,
     "cyclegta": CycleGTA,
+    "dark_zurich": DarkZurich,
     "folder": Folder,
     "gta5": GTA5,
     "loveda": LoveDA,
+    "mapillary": Mapillary,
+    "minicity": MiniCity,
+    "potsdam": Potsdam,
     "streets": Streets,
+    "synscapes": Synscapes,
     "synthia": Synthia,
+    "urbansyn": UrbanSyn,
+    "vaihingen": Vaihingen,
+    "voc": VOC,
+    "waste": Waste,
 }
 
 __all__ = [

@@ -59,6 +59,12 @@ class CityscapesClasses(SegmentationDataset):
     short_names = SHORT_NAMES
 
 
+class TrainIdClasses(CityscapesClasses):
+    """The same classes in files that hold the train ids."""
+
+    rows = tuple(row._replace(id=row.train_id) for row in ROWS if row.train_id != IGNORE)
+
+
 class Cityscapes(CityscapesClasses):
     """Cityscapes in the folders of its download.
 
