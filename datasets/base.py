@@ -17,6 +17,7 @@ from datasets.headers import LOSSLESS_SUFFIXES, SUFFIXES
 from datasets.labels import LabelTable
 from datasets.text import read_list
 from datasets.walk import Listed, Partners, composed, split_ending, summary, walk_files
+from engine import zips
 from engine.errors import UserError
 
 IGNORE = 255
@@ -155,7 +156,7 @@ class SegmentationDataset(Dataset):
         self.root = Path(root)
         self.label_root = Path(self.option["label_root"] or root)
         for folder in (self.root, self.label_root):
-            if not folder.is_dir():
+            if not zips.is_dir(folder):
                 raise UserError(f"{folder}: no such data folder; {self.name} is: {self.layout}")
 
     def use_table(self, rows: Sequence[Row]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datasets.base import SegmentationDataset
+from engine import zips
 from engine.errors import UserError
 from engine.locks import waited_for
 from engine.parsing import show_size
@@ -37,7 +38,7 @@ def fingerprint(dataset: SegmentationDataset) -> str:
         "colours": dataset.label_table.colours,  # labels may hold them instead of ids
         "size": [dataset.size, dataset.resize_label],
         "folders": [str(folder.resolve()) for folder in folders],
-        "files": [[stat.st_size, stat.st_mtime_ns] for stat in map(os.stat, paths)],
+        "files": list(map(zips.state, paths)),
         "drawn from": None if paths else dataset.seed,
     }
     digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]

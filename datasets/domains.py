@@ -13,6 +13,7 @@ from datasets.base import NoLabels
 from datasets.folder import table_of
 from datasets.loading import join_datasets, require_same_classes, step_batches
 from datasets.statistics import NOTHING_KNOWN, Statistics
+from engine import zips
 from engine.errors import UserError
 from engine.seeds import seed_for
 from engine.values import Images, Loading, Validation
@@ -189,4 +190,4 @@ def _lacks_table(images: Images) -> bool:
     """Return whether these are people's own images without a table of their classes."""
     if images.dataset != "folder" or images.root is None or "classes" in images.options:
         return False
-    return not Path(images.root, "classes.json").exists()
+    return not zips.is_file(Path(images.root, "classes.json"))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from datasets.base import IGNORE, MAX_CLASSES, NoLabels, Row, SegmentationDataset
 from datasets.text import read_json
 from datasets.walk import split_ending
+from engine import zips
 from engine.errors import UserError
 from engine.shapes import shorten
 
@@ -41,14 +42,14 @@ class Folder(SegmentationDataset):
         given, path = self.option["classes"], self.root / "classes.json"
         if given is not None and not isinstance(given, (str, Path)):
             self.rows = check_class_table(Path("option classes"), given)
-        elif given is None and not self.labelled and not path.exists():
+        elif given is None and not self.labelled and not zips.is_file(path):
             self.rows = ()
         else:
             self.rows = read_class_table(path if given is None else Path(given))
 
     @classmethod
     def has_split(cls, root: str | Path | None, split: str) -> bool:
-        return root is not None and (Path(root) / "images" / split).is_dir()
+        return root is not None and zips.is_dir(Path(root) / "images" / split)
 
     def find(self) -> list[tuple[str, str | None]]:
         if self.labelled and not has_labels(self.label_root):
@@ -81,12 +82,12 @@ class Folder(SegmentationDataset):
 
 def is_divided(root: Path) -> bool:
     """Return whether a folder's images are divided into splits."""
-    return any((root / "images" / split).is_dir() for split in Folder.splits)
+    return any(zips.is_dir(root / "images" / split) for split in Folder.splits)
 
 
 def has_labels(root: Path) -> bool:
     """Return whether a folder has the layout of labelled images."""
-    return (root / "labels").is_dir()
+    return zips.is_dir(root / "labels")
 
 
 def table_of(dataset: SegmentationDataset) -> dict[str, Any]:

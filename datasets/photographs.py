@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datasets import files
 from datasets.folder import Folder
+from engine import zips
 from engine.errors import UserError
 
 
@@ -26,7 +27,7 @@ class Photographs(Folder):
 
     def open_root(self, root: str | Path | None) -> None:
         """Check the folder, or take a single file."""
-        self.alone = Path(root).name if Path(root).is_file() else None
+        self.alone = Path(root).name if zips.is_file(root) else None
         super().open_root(Path(root).parent if self.alone else root)
 
     def find(self) -> list[tuple[str, None]]:

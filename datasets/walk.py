@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from engine import zips
 from engine.errors import UserError
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f]")  # a tab or line feed would cut a list's line in two
@@ -49,14 +50,13 @@ def walk_files(folder: str | Path, endings: Collection[str], deep: bool = True) 
     while own or linked:
         prefix, in_link = own.pop() if own else linked.popleft()
         try:
-            about = os.stat(os.path.join(folder, prefix))
-            if (about.st_dev, about.st_ino) in seen:
+            identity = zips.identity(os.path.join(folder, prefix))
+            if identity in seen:
                 left_out["folder listed already (a link)"] += 1
                 continue
-            seen.add((about.st_dev, about.st_ino))
-            with os.scandir(os.path.join(folder, prefix)) as entries:
-                # in order, so that of two links to one folder the same one counts everywhere
-                entries = sorted(entries, key=lambda entry: entry.name)
+            seen.add(identity)
+            # in order, so that of two links to one folder the same one counts everywhere
+            entries = zips.scan(os.path.join(folder, prefix))
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -172,18 +172,17 @@ class Partners:
         if folder in self._folders:
             return self._folders[folder]
         actual, files, folders = folder, {}, {}
-        if folder and not os.path.isdir(os.path.join(self.root, folder)):
+        if folder and not zips.is_dir(os.path.join(self.root, folder)):
             parent, _, name = folder.rpartition("/")
             parent, _, beside = self._list(parent)
             actual = parent + beside.get(composed(name), name)
         try:
-            with os.scandir(os.path.join(self.root, actual)) as entries:
-                for entry in entries:
-                    stem, ending = split_ending(entry.name)
-                    if ending.lower() in self.endings and entry.is_file():
-                        files.setdefault(composed(stem), []).append(entry.name)
-                    elif entry.is_dir():
-                        folders[composed(entry.name)] = entry.name
+            for entry in zips.scan(os.path.join(self.root, actual)):
+                stem, ending = split_ending(entry.name)
+                if ending.lower() in self.endings and entry.is_file():
+                    files.setdefault(composed(stem), []).append(entry.name)
+                elif entry.is_dir():
+                    folders[composed(entry.name)] = entry.name
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
@@ -233,7 +232,7 @@ class Listed:
 
     def _here(self, path: str) -> str | None:
         for folder in self.folders:
-            if os.path.isfile(f"{self.root}/{folder}{path}"):
+            if zips.is_file(f"{self.root}/{folder}{path}"):
                 return folder + path
         same = (self._partners.same(folder + path) for folder in self.folders)
         return None if path.isascii() else next(filter(None, same), None)
@@ -243,7 +242,7 @@ class Listed:
         for root in (self.root, self._real):
             if path.startswith(f"{root}/"):
                 return self._here(path[len(root) + 1 :])
-        if os.path.exists(path):
+        if os.path.exists(path) or zips.is_file(path):
             real = os.path.realpath(path)
             if real.startswith(f"{self._real}/"):
                 return self._here(real[len(self._real) + 1 :])

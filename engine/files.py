@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import stat
 import tempfile
@@ -12,6 +13,7 @@ from typing import IO, BinaryIO
 
 import torch
 
+from engine import zips
 from engine.errors import UserError
 
 UNFINISHED = ".segshift-"  # how files begin that are not whole yet: nobody else's do
@@ -23,11 +25,15 @@ MAX_BYTES = 2**30  # of a file that is read whole
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading; a pipe in its place would be waited for, for ever.
+    """Open a regular file for reading, or one in an archive (`zips`).
+
+    A pipe in its place would be waited for, for ever.
 
     Raises:
         UserError: missing, unreadable, or a folder, pipe, socket or device.
     """
+    if (found := zips.inside(path)) and found[1]:
+        return io.BytesIO(found[0].read(found[1]))
     try:
         handle = os.open(path, OPEN_FLAGS)
     except FileNotFoundError as error:
@@ -49,6 +55,8 @@ def read_regular(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     Raises:
         UserError: as `open_regular`, or more bytes than `limit`.
     """
+    if (found := zips.inside(path)) and found[1]:
+        return found[0].read(found[1], limit)
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
