@@ -17,7 +17,7 @@ Photographs without labels, of any names and sizes; the classes and colours are 
 The lines `===>class:` and `===> mIoU:` are AdaptSegNet's; the line before them is the protocol.
 --save writes train_ids/ (greyscale), color/ (palette) and, where the dataset's own ids differ,
 label_ids/ (what the Cityscapes server takes); of photographs overlay/ too, the colours over the
-image. --predictions scores such a folder again.
+image. --predictions scores such a folder again. --report writes a page to look at, of all three.
 """
 
 import contextlib
@@ -44,6 +44,7 @@ from inference import instances, intervals, label_folders, loop, outputs, photog
 from inference.boundaries import BoundaryIoU
 from inference.crf import DenseCrf, refine
 from inference.metrics import ConfusionMatrix, plain
+from inference.page import reporting
 from inference.report import side_by_side
 from models import MODELS
 
@@ -93,6 +94,12 @@ def parse_args(argv: list[str] | None = None):
     )
     parser.add_argument("--save", metavar="DIR", help="write the predictions as PNGs")
     parser.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write a page that shows every image with truth, prediction and mistakes: open "
+        "DIR/index.html",
+    )
+    parser.add_argument(
         "--images",
         metavar="PATH",
         help="predict these photographs, a folder or one file; the ratio of each is kept",
@@ -116,14 +123,15 @@ def parse_args(argv: list[str] | None = None):
 def main(args) -> None:
     """Score everything asked for, one after the other."""
     check(args)
+    sources = args.restore_from or [args.predictions]
+    run = predict_images if args.images else score_folder if args.predictions else score_checkpoint
+    with reporting.opened(args.report, sources) as page:
+        results = [run(args, source, page) for source in sources]
     if args.images:
-        for path in args.restore_from:
-            predict_images(args, path)
+        unread, count = (sum(result[key] for result in results) for key in ("unread", "count"))
+        if unread:
+            raise UserError(f"{unread} of {count} photographs could not be read")
         return
-    if args.predictions:
-        results = [score_folder(args)]
-    else:
-        results = [score_checkpoint(args, path) for path in args.restore_from]
     draws = [result.pop("draws", None) for result in results]
     if len(results) > 1:
         print("\n".join(side_by_side(results)))
@@ -160,7 +168,7 @@ def check(args) -> None:
         refuse_replacing([args.json], filter(None, [*(args.restore_from or ()), args.data_list]))
 
 
-def score_checkpoint(args, path: str) -> dict:
+def score_checkpoint(args, path: str, page: reporting.Page) -> dict:
     """Run a network over the dataset, save what it predicts if asked to, print its scores."""
     device = pick_device(args.device)
     predictor, dataset = loop.restore(
@@ -174,27 +182,28 @@ def score_checkpoint(args, path: str) -> dict:
         views=options.views(args),
     )
     predictor = refine(predictor, args.crf)
-    if not (dataset.labelled or args.save):
+    if not (dataset.labelled or args.save or args.report):
         raise UserError(f"{dataset.root}: split test has no labels: give --save to predict it")
     scored = scored_classes(args, dataset)
     sizes = {"input": set(), "label": set()}
     boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
     niou = instances.InstanceIoU(dataset) if args.instances else None
     start = time.perf_counter()
-    with saving(args, path, dataset) as save:
+    with saving(args, path, dataset) as save, page.part(dataset) as seen:
 
-        def note(batch: dict, pred) -> None:
+        def note(batch: dict, pred, confidence) -> None:
             sizes["input"].add(tuple(batch["image"].shape[-2:]))
             sizes["label"].add(tuple(pred.shape[-2:]))
             save(batch["name"], pred)
+            seen.batch(batch, pred, confidence)
             if boundaries and "label" in batch:
                 boundaries.update(pred, batch["label"])
             if niou and "label" in batch:
                 niou.update(batch["name"], pred)
 
-        confusion = loop.evaluate(
-            predictor, dataset, options.loading(args), args.batch_size, note, args.intervals
-        )
+        how = {"each_image": args.intervals, "with_confidence": page.wanted}
+        loading = options.loading(args)
+        confusion = loop.evaluate(predictor, dataset, loading, args.batch_size, note, **how)
     protocol = {
         **{key: shown_sizes(seen) for key, seen in sizes.items()},
         "align_corners": predictor.align_corners,
@@ -205,11 +214,12 @@ def score_checkpoint(args, path: str) -> dict:
         "precision": predictor.precision,
         "checkpoint": path,
     }
+    seen.finish(path, protocol, scored)
     seconds = time.perf_counter() - start
     return report(args, dataset, confusion, scored, protocol, seconds, (boundaries, niou))
 
 
-def predict_images(args, path: str) -> None:
+def predict_images(args, path: str, page: reporting.Page) -> dict:
     """Write what a network sees in photographs, and say which could not be read."""
     folder = folder_for(args, path)
     (predictor,), found = loop.restore_all(
@@ -223,16 +233,18 @@ def predict_images(args, path: str) -> None:
         views=options.views(args),
     )
     outputs.check_data_stay(folder, [*outputs.Look.of(found).kinds, "overlay"], found)
-    with outputs.held(folder):
+    predictor, threads = refine(predictor, args.crf), min(2, args.num_workers)
+    with outputs.held(folder), page.part(found) as seen:
+        also = seen.one if page.wanted else None
         done = photographs.predict_photographs(
-            refine(predictor, args.crf), found, folder, args.opacity, min(2, args.num_workers)
+            predictor, found, folder, args.opacity, threads, also
         )
+    seen.finish(path, {"checkpoint": path}, None)
     written = done.count - len(done.unreadable)
     print(f"photographs predicted: {written} in {done.seconds:.1f} s, in {folder}", flush=True)
     if found.left_out:
         print(f"no photographs by their names: {summary(found.left_out)}", flush=True)
-    if done.unreadable:
-        raise UserError(f"{len(done.unreadable)} of {done.count} photographs could not be read")
+    return {"unread": len(done.unreadable), "count": done.count}
 
 
 def folder_for(args, path: str) -> Path:
@@ -271,34 +283,37 @@ def saving(args, path: str, dataset) -> Iterator[Callable]:
         yield save
 
 
-def score_folder(args) -> dict:
+def score_folder(args, folder: str, page: reporting.Page) -> dict:
     """Score the PNGs of --predictions and print the scores."""
     dataset = loop.open_dataset(data_options.images(args), checkpoint={})
     scored = scored_classes(args, dataset)
     ids = args.prediction_ids or "train"
-    pairs = label_folders.PredictedPairs(dataset, args.predictions, ids)
+    pairs = label_folders.PredictedPairs(dataset, folder, ids)
     confusion = ConfusionMatrix(
         dataset.num_classes, dataset.class_names, allow_void=True, each_image=args.intervals
     )
     boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
     niou = instances.InstanceIoU(dataset) if args.instances else None
-    seen = set()
+    sizes = set()
     start = time.perf_counter()
     own = processes.share(len(pairs))
     loader = make_loader(pairs, options.loading(args), sampler=own, batch_size=1)
-    for batch in loader:
-        confusion.update(batch["pred"], batch["label"])
-        if boundaries:
-            boundaries.update(batch["pred"], batch["label"])
-        if niou:
-            niou.update(batch["name"], batch["pred"])
-        seen.add(tuple(batch["label"].shape[-2:]))
+    with page.part(dataset) as seen:
+        for batch in loader:
+            confusion.update(batch["pred"], batch["label"])
+            seen.batch(batch, batch["pred"], None)
+            if boundaries:
+                boundaries.update(batch["pred"], batch["label"])
+            if niou:
+                niou.update(batch["name"], batch["pred"])
+            sizes.add(tuple(batch["label"].shape[-2:]))
     confusion.add_up_processes()
     protocol = {
-        "label": shown_sizes(seen),
-        "predictions": args.predictions,
+        "label": shown_sizes(sizes),
+        "predictions": folder,
         "ids": ids,
     }
+    seen.finish(folder, protocol, scored)
     seconds = time.perf_counter() - start
     return report(args, dataset, confusion, scored, protocol, seconds, (boundaries, niou))
 

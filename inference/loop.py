@@ -98,8 +98,9 @@ def evaluate(
     dataset: Dataset,
     loading: Loading,
     batch_size: int = 1,
-    also: Callable[[dict, Tensor], None] = lambda *_: None,
+    also: Callable[[dict, Tensor, Tensor | None], None] = lambda *_: None,
     each_image: bool = False,
+    with_confidence: bool = False,
 ) -> ConfusionMatrix:
     """Score a network on a labelled dataset, or predict one without labels.
 
@@ -107,18 +108,20 @@ def evaluate(
         predictor: see `Predictor`.
         dataset: of segshift; with `resize_label=False` the score is at full size.
         loading, batch_size: see `predict`.
-        also: is given every batch and its predictions, uint8 [N,H,W].
+        also: is given every batch, its predictions, uint8 [N,H,W], and its confidences.
         each_image: keep each image's counts; see `ConfusionMatrix`.
+        with_confidence: see `predict`.
 
     Returns:
         the confusion matrix of all processes' images, empty without labels; `compute` reads it.
     """
     names, ignore = dataset.class_names, dataset.ignore_index
     confusion = ConfusionMatrix(dataset.num_classes, names, ignore, each_image=each_image)
-    for batch, pred, _ in predict(predictor, dataset, loading, batch_size=batch_size):
+    how = {"batch_size": batch_size, "with_confidence": with_confidence}
+    for batch, pred, confidence in predict(predictor, dataset, loading, **how):
         if "label" in batch:
             confusion.update(pred, batch["label"])
-        also(batch, pred)
+        also(batch, pred, confidence)
     confusion.add_up_processes()
     return confusion
 

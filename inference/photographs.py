@@ -5,7 +5,7 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,6 +167,7 @@ def predict_photographs(
     folder: Path,
     opacity: float,
     num_threads: int,
+    also: Callable | None = None,
 ) -> Done:
     """Predict and write every photograph; one that cannot be read is named and left out.
 
@@ -176,6 +177,8 @@ def predict_photographs(
         folder: to write into, which this process has (`outputs.held`).
         opacity: of the colours over the photograph, 0 to 1.
         num_threads: that decode ahead; 0 reads in the main one.
+        also: is given each photograph's name, a function that returns it, its ids uint8 [H,W],
+            None and its confidences float32 [H,W].
 
     Raises:
         UserError: a file cannot be written.
@@ -204,7 +207,10 @@ def predict_photographs(
                 print(f"left out: {printable(small)}", file=sys.stderr, flush=True)
                 continue
             size = photograph.height, photograph.width
-            (ids,) = predictor(small[None], size).cpu().numpy()
-            write(save, names[name], photograph, ids)
+            seen = predictor(small[None], size, also is not None)
+            pred, confidence = seen if also else (seen, None)
+            write(save, names[name], photograph, pred[0].cpu().numpy())
+            if also:
+                also(name, lambda one=photograph: one, pred[0], None, confidence[0])
     unreadable = [line for lines in processes.gather(unreadable) for line in lines]
     return Done(len(images), unreadable, time.perf_counter() - began)
