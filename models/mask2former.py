@@ -16,9 +16,9 @@ from models.base import PixelLoss
 from models.deformable_attention import DeformableLayer, pixel_centres, sine_positions
 from models.encoded import EncodedNetwork
 from models.layers import require_positive, upsample_to, without_autocast
-from models.set_loss import set_loss
+from models.set_loss import POINTS, set_loss
 
-HEADS, GROUPS, LEVELS, POINTS = 8, 32, 3, 4
+HEADS, GROUPS, LEVELS, PLACES = 8, 32, 3, 4  # of each map, a head looks at so many places
 AT_ONCE = 10  # masks at the image's size, of which scores are added up
 
 
@@ -45,7 +45,7 @@ class PixelDecoder(nn.Module):
         self.encoder = nn.ModuleDict(
             {
                 "layers": nn.ModuleList(
-                    DeformableLayer(width, hidden, HEADS, LEVELS, POINTS) for _ in range(layers)
+                    DeformableLayer(width, hidden, HEADS, LEVELS, PLACES) for _ in range(layers)
                 )
             }
         )
@@ -248,6 +248,7 @@ class Mask2Former(EncodedNetwork):
         width: channels of pixels and queries, a multiple of 32.
         pixel_layers: of deformable attention over pixels.
         layers: of masked attention.
+        points: at which the loss compares a mask; small images need fewer than the published ones.
 
     Raises:
         UserError: a number that cannot be.
@@ -269,11 +270,13 @@ class Mask2Former(EncodedNetwork):
         width: Annotated[Count, "channels of pixels and queries"] = 256,
         pixel_layers: Annotated[Count, "of deformable attention over pixels"] = 6,
         layers: Annotated[Count, "of masked attention"] = 9,
+        points: Annotated[Count, "at which the loss compares a mask"] = POINTS,
     ):
         super().__init__(encoder, output_stride)
-        require_positive("queries and layers", [queries, pixel_layers, layers])
+        require_positive("queries, layers, points", [queries, pixel_layers, layers, points])
         if width < 1 or width % GROUPS:
             raise UserError(f"width is {width}, must be a multiple of {GROUPS}")
+        self.points = points
         channels = self.encoder.channels[-4:]
         self.pixel_decoder = PixelDecoder(channels, width, 4 * width, pixel_layers)
         self.transformer = MaskedDecoder(queries, width, 8 * width, layers)
@@ -305,7 +308,8 @@ class Mask2Former(EncodedNetwork):
 
         To the last one, words of --loss add what they say of the map that the queries add up to.
         """
-        terms = set_loss(outputs["queries"], outputs["masks"], label, **weights)
+        said = (outputs["queries"], outputs["masks"])
+        terms = set_loss(*said, label, count=self.points, **weights)
         return {"out": terms.pop("class") + pixel_loss(outputs["out"], label)} | terms
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:

@@ -136,12 +136,15 @@ def label_of(rows: list[list[int]]) -> Tensor:
 
 def test_what_masks_are_to_be_at_points():
     """A label of 1x3 pixels: between two, a mask is half there; beside an ignored one, no point."""
-    truth = set_loss.Label(label_of([[4, 2, 255]]))
+    weight = torch.tensor([[[0.2, 0.4, 0.6]]])
+    truth = set_loss.Label(label_of([[4, 2, 255]]), weight)
     assert [ids.tolist() for ids in truth.classes] == [[2, 4]]
-    points = torch.tensor([[[0.2, 0.5], [1 / 3, 0.5], [0.45, 0.5], [0.6, 0.5], [0.0, 0.5]]])
-    wanted, counts = truth.at(points, torch.tensor([0]), torch.tensor([4]))
-    assert wanted[0].tolist() == pytest.approx([0.9, 0.5, 0.15, 0, 0.5], abs=1e-6)
-    assert counts[0].tolist() == [True, True, True, False, True]
+    points = torch.tensor([[[0.2, 0.5], [0.3, 0.5], [0.45, 0.5], [0.6, 0.5], [0.0, 0.5]]])
+    wanted = set_loss.sample(truth.masks[0][None], points)[0, 1]
+    assert wanted.tolist() == pytest.approx([0.9, 0.6, 0.15, 0, 0.5], abs=1e-6)
+    assert truth.counts(0, points)[0].tolist() == [True, True, True, False, True]
+    assert truth.weight(0, points)[0].tolist() == pytest.approx([0.2, 0.2, 0.4, 0.4, 0.2])
+    assert truth.importance.tolist() == pytest.approx([0.3])
 
 
 LAYERS, IMAGES, QUERIES, CLASSES = 3, 2, 7, 5
