@@ -272,7 +272,7 @@ class Mask2Former(EncodedNetwork):
         layers: Annotated[Count, "of masked attention"] = 9,
         points: Annotated[Count, "at which the loss compares a mask"] = POINTS,
     ):
-        super().__init__(encoder, output_stride)
+        super().__init__(encoder, output_stride, norms=True)
         require_positive("queries, layers, points", [queries, pixel_layers, layers, points])
         if width < 1 or width % GROUPS:
             raise UserError(f"width is {width}, must be a multiple of {GROUPS}")

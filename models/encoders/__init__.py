@@ -12,6 +12,7 @@ from models.encoders import (
     mit,
     mobilenet,
     resnet,
+    swin,
     vgg,
     xception,
 )
@@ -20,7 +21,19 @@ from models.encoders.timm_any import PREFIX, timm_row
 
 __all__ = ["ENCODERS", "Encoder", "Row", "build_encoder", "encoder_row"]
 
-FAMILIES = (resnet, vgg, mobilenet, efficientnet, densenet, convnext, mit, hrnet, xception, beit)
+FAMILIES = (
+    resnet,
+    vgg,
+    mobilenet,
+    efficientnet,
+    densenet,
+    convnext,
+    mit,
+    hrnet,
+    xception,
+    beit,
+    swin,
+)
 ENCODERS: dict[str, Row] = {name: row for f in FAMILIES for name, row in f.ENCODERS.items()}
 
 
