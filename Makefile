@@ -5,7 +5,7 @@ SNAPSHOT_DIR ?= snapshots/demo
 help:
 	@echo "make demo   adapt a small network on drawn streets and score it (1 to 3 minutes)"
 	@echo "make test   run the tests, two at a time on two cores (about 11 minutes)"
-	@echo "make test-peers  compare the encoders with torchvision's, timm's and smp's (10 minutes)"
+	@echo "make test-peers  compare with torchvision, timm, smp and transformers (10 minutes)"
 	@echo "make lint   ruff, check and format"
 	@echo "PYTHON=python3 uses that interpreter's packages instead of a new .venv"
 
@@ -36,7 +36,7 @@ test: $(DEV)
 	$(PYTHON) -m pytest -n auto --dist loadgroup
 
 # in a .venv-peers of its own; torchvision without its dependencies, or it brings another torch
-PEERS := torchvision==0.28.0 timm==1.0.31 segmentation-models-pytorch==0.6.0
+PEERS := torchvision==0.28.0 timm==1.0.31 segmentation-models-pytorch==0.6.0 transformers==5.24.0
 .venv-peers/done: requirements-peers.txt requirements.txt
 	python3 -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt

@@ -92,6 +92,13 @@ PARAMETERS = {
     + 24 * 16 * (79**2 - 27**2)
     + 3 * 1024 * (4 * 1024 + 1)
     + 2048,
+    # timm's, with the four norms of the maps in place of the classifier and its norm
+    "swin_tiny": 28_288_354 - 770_536 + 2 * (96 + 192 + 384 + 768),
+    "swin_small": 49_606_258 - 770_536 + 2 * (96 + 192 + 384 + 768),
+    "swin_base": 87_768_224 - 1_027_048 + 2 * (128 + 256 + 512 + 1024),
+    "swin_large": 196_532_476 - 1_540_072 + 2 * (192 + 384 + 768 + 1536),
+    "swin_base_window12": 87_903_584 - 1_027_048 + 2 * (128 + 256 + 512 + 1024),
+    "swin_large_window12": 196_735_516 - 1_540_072 + 2 * (192 + 384 + 768 + 1536),
 }
 # The deepest map of packages' networks under weights of the integer formula, 64x64 pixels: mean,
 # standard deviation, the first value, the middle one and the last

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import peers
 from engine.errors import UserError
 from models import build_model
-from models.encoders import Encoder, build_encoder
+from models.encoders import ENCODERS, Encoder, build_encoder
 
 LIMIT = 1e-9
 SMP = {
@@ -125,6 +125,53 @@ def test_beit_of_timm(name: str, record_property: Callable):
         images, indices=[ours.taps[2]], norm=False, intermediates_only=True
     )
     compare([ours.features(images)[2]], tokens, record_property)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("swin_")])
+@torch.no_grad()
+def test_swin_of_transformers(name: str, record_property: Callable):
+    """On maps smaller than a window, too."""
+    transformers = pytest.importorskip("transformers", reason="make test-peers")
+    how = ENCODERS[name].arguments
+    config = transformers.SwinConfig(
+        embed_dim=how["channels"],
+        depths=list(how["blocks"]),
+        num_heads=[how["heads"] * 2**i for i in range(4)],
+        window_size=how["window"],
+        out_features=[f"stage{i}" for i in range(1, 5)],
+    )
+    theirs = peers.randomise(transformers.SwinBackbone(config)).double()
+    ours = build_encoder(name, 32).eval().double()
+    carry(theirs, ours)
+    images = torch.randn(1, 3, 97, 131).double()
+    compare(ours.features(images), theirs(images).feature_maps, record_property)
+
+
+@torch.no_grad()
+def test_swin_of_timm(record_property: Callable):
+    """Where windows fit into its maps."""
+    how = {"features_only": True, "img_size": 448}
+    theirs = peers.randomise(peers.timm_network("swin_tiny_patch4_window7_224", **how)).double()
+    ours = build_encoder("swin_tiny", 32, norms=False).eval().double()
+    carry(theirs, ours)
+    images = torch.randn(1, 3, 448, 448).double()
+    expected = [x.permute(0, 3, 1, 2) for x in theirs(images)]
+    compare(ours.features(images), expected, record_property)
+
+
+@torch.no_grad()
+def test_swin_of_torchvision(record_property: Callable):
+    from torchvision.models import swin_t
+
+    theirs = peers.randomise(swin_t()).double()
+    ours = build_encoder("swin_tiny", 32, norms=False).eval().double()
+    carry(theirs, ours)
+    x = images = torch.randn(1, 3, 256, 292).double()
+    expected = []
+    for layer in theirs.features:
+        x = layer(x)
+        expected.append(x.permute(0, 3, 1, 2))
+    compare(ours.features(images), expected[1::2], record_property)
 
 
 @torch.no_grad()
