@@ -134,6 +134,7 @@ FAMILIES = (
     "convnext_tiny",
     "mit_b0",
     "hrnet_w18",
+    "swin_tiny",
     "xception",
     "xception65",
 )
