@@ -44,7 +44,7 @@ from inference import instances, intervals, label_folders, loop, outputs, photog
 from inference.boundaries import BoundaryIoU
 from inference.crf import DenseCrf, refine
 from inference.metrics import ConfusionMatrix, plain
-from inference.page import reporting
+from inference.page import predicted, reporting
 from inference.report import side_by_side
 from models import MODELS
 
@@ -239,6 +239,7 @@ def predict_images(args, path: str, page: reporting.Page) -> dict:
         done = photographs.predict_photographs(
             predictor, found, folder, args.opacity, threads, also
         )
+    predicted.write_about(folder, found, [path])
     seen.finish(path, {"checkpoint": path}, None)
     written = done.count - len(done.unreadable)
     print(f"photographs predicted: {written} in {done.seconds:.1f} s, in {folder}", flush=True)
@@ -281,6 +282,7 @@ def saving(args, path: str, dataset) -> Iterator[Callable]:
                     write(write_label_png, path, ids)
 
         yield save
+    predicted.write_about(folder, dataset, [path])
 
 
 def score_folder(args, folder: str, page: reporting.Page) -> dict:

@@ -16,6 +16,7 @@ from inference.page.gathering import packed, unpacked
 from inference.page.placing import placed
 from inference.page.report import Part
 from inference.page.reporting import short_names
+from tools import gallery
 from worlds import FRAMES, in_camvid, on_camvid, open_camvid, write_checkpoint
 
 
@@ -100,6 +101,33 @@ def test_photographs_and_folders_of_predictions_have_a_page(checkpoint, camvid, 
     assert data["runs"][0]["rows"][0][0] is None  # a PNG says no confidence
 
 
+def test_folders_of_predictions_are_put_on_one_page(checkpoint, camvid, tmp_path, capsys):
+    ids, report, both = (tmp_path / name for name in ("ids", "report", "both"))
+    words = ["--restore-from", checkpoint, *on_camvid(camvid)]
+    run_evaluate(*words, "--save", ids, "--report", report)
+    gallery.main(gallery.parse_args([*map(str, (report, ids)), "--output", str(both)]))
+    assert capsys.readouterr().out.endswith(f"to look at: {both / 'index.html'}\n")
+    first, second = page_data(both)["runs"]
+    assert [first["name"], second["name"]] == ["report", "ids"]
+    assert first["miou"] == second["miou"]
+    assert [row[1] for row in first["rows"]] == [row[1] for row in second["rows"]]
+    assert all(image["differs"] == 0 for image in page_data(both)["images"])
+    assert (report / "maps" / "0_0.js").is_file()  # a part's files are copied
+
+    seen = tmp_path / "seen"
+    run_evaluate("--restore-from", checkpoint, "--images", camvid / "val", "--save", seen)
+    gallery.main(gallery.parse_args([str(seen), "--output", str(both)]))
+    assert page_data(both)["runs"][0]["miou"] is None
+    words = [str(report), str(seen), "--output", str(both)]
+    with pytest.raises(UserError, match=r"are of different images: 0016E5_07959\.png"):
+        gallery.main(gallery.parse_args(words))
+    (camvid / "val").rename(camvid / "moved")
+    for folder in (ids, seen):
+        with pytest.raises(UserError, match=f"{folder}: its images are not as they were: "):
+            gallery.main(gallery.parse_args([str(folder), "--output", str(both)]))
+    assert page_data(both)["runs"][0]["name"] == "seen"  # the page is as it was
+
+
 def test_a_folder_is_replaced_where_it_is_a_report_alone(tmp_path):
     folder = tmp_path / "a" / "report"
     for text in ("one", "two"):
@@ -122,7 +150,7 @@ def test_a_folder_is_replaced_where_it_is_a_report_alone(tmp_path):
 
 
 def test_damaged_reports_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no report\.json in it"):
+    with pytest.raises(UserError, match="--report, nor of its --save"):
         Part.read(tmp_path)
     (tmp_path / "report.json").write_text('{"format": 3}')
     with pytest.raises(UserError, match=r"report\.json: "):

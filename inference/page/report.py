@@ -60,8 +60,8 @@ class Part(NamedTuple):
         path = Path(folder, "report.json")
         if not path.is_file():
             raise UserError(
-                f"{folder}: no report.json in it: give a folder of evaluate.py --report, or of "
-                "--save with predictions.json"
+                f"{folder}: no report of evaluate.py --report, nor of its --save; of any other "
+                f"predictions `evaluate.py --predictions {folder} --report DIR` makes one"
             )
         report = read_json(path, SHAPE, "report")
         if report["format"] != FORMAT:
