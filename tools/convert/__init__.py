@@ -1,0 +1,1 @@
+"""Annotations of other programs, turned into `folder`'s layout."""
