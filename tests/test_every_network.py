@@ -36,7 +36,7 @@ SMALLEST = {
     "segnet": "width=8",
     "unetplusplus": "encoder=resnet18",
 }
-SLOW = ("acfnet", "deeplabv2", "fcn", "hrnet", "ocrnet", "unetplusplus", "upernet")
+SLOW = ("acfnet", "deeplabv2", "fcn", "hrnet", "mask2former", "ocrnet", "unetplusplus", "upernet")
 RUN = """--num-steps 2 --batch-size 2 --warmup-steps 1 --save-pred-every 2 --num-workers 0
     --precision fp32 --input-size 64,48""".split()
 

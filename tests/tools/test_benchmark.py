@@ -262,9 +262,11 @@ def test_the_rate_of_bf16_is_measured_only_where_it_is_computed(precision, measu
 def test_models_are_counted_and_timed(tmp_path, capsys):
     words = ["models", "--size", "64,32", "--repeats", "2", "--classes", "7"]
     words += ["--model", "pidnet", "multi_level=yes", "--model", "compact", "width=16"]
+    words += ["--model", "mask2former", "encoder=resnet18", "layers=1", "width=32"]
     __main__.main(__main__.parse_args([*words, "--json", str(tmp_path / "m.json")]))
     rows = json.loads((tmp_path / "m.json").read_text())["models"]
-    assert [row["name"] for row in rows] == ["pidnet multi_level=yes", "compact width=16"]
+    assert [row["name"].split()[0] for row in rows] == ["pidnet", "compact", "mask2former"]
+    assert rows[0]["name"] == "pidnet multi_level=yes"
     # the published PIDNet-S with 7 classes, less its boundary head
     assert rows[0]["parameters"] == 7_717_839 - 18_657
     assert all(row["mean_ms"] > 0 and row["memory_mb"] > 0 for row in rows)

@@ -75,7 +75,7 @@ def run(
         pairs = [word.partition("=")[::2] for word in given]
         options = words.bind(f"model {name}", MODELS[name], pairs)
         torch.manual_seed(0)
-        network = build_model(name, classes, **options).eval().to(device)
+        network = build_model(name, classes, **options).eval().to(device).requires_grad_(False)
         image = torch.randn(1, 3, size[1], size[0], device=device)
         row = {"name": " ".join([name, *given]), "precision": precision}
         with torch.inference_mode():
