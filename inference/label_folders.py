@@ -12,6 +12,7 @@ from datasets.base import UNKNOWN
 from datasets.files import image_size, read_label
 from datasets.opening import opened
 from datasets.walk import composed, split_ending, walk_files
+from engine import zips
 from engine.errors import UserError
 
 VOID = 255  # what a prediction holds where it names no class
@@ -49,7 +50,7 @@ def find_labels(
     of pseudo_label.py's folders, and X_color.png where there is X.png.
 
     Args:
-        folder: of predictions.
+        folder: of predictions, or a zip archive of them.
         ids: train or label, as in `PredictedPairs`.
         wanted: names that are no pictures of others, though they end in `_color`.
 
@@ -57,10 +58,10 @@ def find_labels(
         UserError: no such folder, no label in it, or two of one name.
     """
     folder, inner = Path(folder), f"{ids}_ids"
-    if not folder.is_dir():
+    if not zips.is_dir(folder):
         raise UserError(f"{folder}: no such folder of predictions")
-    shaped = (folder / "train_ids").is_dir()
-    if shaped and not (folder / inner).is_dir():
+    shaped = zips.is_dir(folder / "train_ids")
+    if shaped and not zips.is_dir(folder / inner):
         raise UserError(f"{folder}: no {inner} in it: the dataset's own ids are the train ids")
     root = folder / inner if shaped else folder
     found: dict[str, Path] = {}
@@ -70,7 +71,7 @@ def find_labels(
             raise UserError(f"{root}: {found[stem].name} and {path} have one stem: remove one")
         found[stem] = root / path
     if not shaped and folder.name != inner:
-        maps = ("confidence/", "variance/") if (folder / "pseudo.json").is_file() else ()
+        maps = ("confidence/", "variance/") if zips.is_file(folder / "pseudo.json") else ()
         for stem in [stem for stem in found if stem.startswith(maps)] if maps else ():
             del found[stem]
         pictures = [stem for stem in found if stem.endswith("_color") and stem not in wanted]
@@ -216,7 +217,7 @@ def palette_of(folders: list[str]) -> list[list[int]] | None:
     """Return the colours of the first folder of predictions that has any: 256 of (r, g, b)."""
     for folder in map(Path, folders):
         shown = (folder.parent if folder.name == "train_ids" else folder) / "color"
-        shown = shown if shown.is_dir() else folder
+        shown = shown if zips.is_dir(shown) else folder
         for path in walk_files(shown, ENDINGS).files[:1]:
             with opened(shown / path) as source:
                 colours = source.pillow().getpalette()
