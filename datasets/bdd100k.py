@@ -3,6 +3,7 @@
 from pathlib import PurePosixPath
 
 from datasets.cityscapes import TrainIdClasses
+from engine import zips
 
 # Folders of images and of labels, and what labels' names end with: the release of 2020, the one of
 # 2018, and this from within its folder.
@@ -30,7 +31,7 @@ class BDD100K(TrainIdClasses):
 
     def find(self) -> list[tuple[str, str | None]]:
         folders = self.image_folders()
-        there = (one for one in folders if (self.root / one).is_dir())
+        there = (one for one in folders if zips.is_dir(self.root / one))
         return self.pair_up(self.walk_images(next(there, folders[0])))
 
     def image_folders(self) -> list[str]:

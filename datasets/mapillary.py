@@ -8,6 +8,7 @@ from datasets.base import IGNORE, Row
 from datasets.cityscapes import ROWS, SHORT_NAMES, SUBSETS, CityscapesClasses
 from datasets.labels import LabelTable
 from datasets.tables import numbered
+from engine import zips
 
 # Of the release 1.2 (ids 0 to 65), and of 2.0 (ids 0 to 123)
 NAMES = (
@@ -156,7 +157,7 @@ class Mapillary(CityscapesClasses):
     def label_of(self, image: str) -> str:
         path = PurePosixPath(image)
         folder = f"{path.parent.parent}/v{self.option['version']}/labels"
-        if self.option["version"] == "1.2" and not (self.label_root / folder).is_dir():
+        if self.option["version"] == "1.2" and not zips.is_dir(self.label_root / folder):
             folder = f"{path.parent.parent}/labels"  # of releases that had no other
         return f"{folder}/{path.stem}.png"
 

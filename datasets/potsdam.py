@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from datasets.base import IGNORE, Row, SegmentationDataset
+from engine import zips
 
 CLUTTER = 6
 TRAIN = (
@@ -60,7 +61,7 @@ class ISPRS(SegmentationDataset):
     def label_folder(self) -> str:
         """Return the folder of labels that is there; the first of the layout where none is."""
         folders: Iterable[str] = self.label_folders[self.option["borders"]]
-        there = (folder for folder in folders if (self.label_root / folder).is_dir())
+        there = (folder for folder in folders if zips.is_dir(self.label_root / folder))
         return next(there, next(iter(folders)))
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from datasets.base import IGNORE, Row, SegmentationDataset
 from datasets.making import colours
 from datasets.text import read_list
+from engine import zips
 from engine.errors import UserError
 
 NAMES = (
@@ -47,7 +48,7 @@ class VOC(SegmentationDataset):
         image_of = {PurePosixPath(path).stem: path for path in self.walk_images("JPEGImages")}
         names = AUGMENTED if self.augmented else (self.split,)
         paths = [self.root / LISTS / f"{name}.txt" for name in names]
-        path = next((path for path in paths if path.is_file()), paths[0])
+        path = next((path for path in paths if zips.is_file(path)), paths[0])
         images = []
         for number, fields in read_list(path):
             name = PurePosixPath(fields[0]).stem  # some lists hold paths of image and label

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from datasets.base import Row, SegmentationDataset
 from datasets.folder import Folder, read_class_table
 from datasets.making import colours
+from engine import zips
 from engine.errors import UserError
 
 NAMES = (
@@ -34,7 +35,7 @@ class Waste(Folder):
         """Check the folders, and a class table where there is one."""
         SegmentationDataset.open_root(self, root)
         path = self.root / "classes.json"
-        if not path.is_file():
+        if not zips.is_file(path):
             return
         names = [row.name.lower() for row in read_class_table(path) if row.train_id != 255]
         if names != [name.lower() for name in NAMES]:

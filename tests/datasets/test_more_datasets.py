@@ -1,9 +1,11 @@
 """What the options of the data sets of `fakesets` choose; their layouts are in test_datasets."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fakesets
@@ -154,3 +156,13 @@ def test_lists_of_images_alone_find_their_labels(name, tmp_path):
     listed = build_dataset(name, root, split=split, list_file=tmp_path / "list.txt")
     assert listed.pairs == walked.pairs
     assert len(listed) == count
+
+
+@pytest.mark.parametrize("name", fakesets.SETS)
+def test_an_archive_holds_the_same_samples(name, tmp_path):
+    make, split, _ = fakesets.SETS[name]
+    root = make(tmp_path / "data")
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", root)
+    folder, packed = (build_dataset(name, one, split=split) for one in (root, archive))
+    assert packed.pairs == folder.pairs
+    assert all(torch.equal(packed[0][key], folder[0][key]) for key in ("image", "label"))
