@@ -39,13 +39,14 @@ from datasets.walk import summary
 from engine.device import pick_device
 from engine.errors import UserError
 from engine.files import refuse_replacing, write_text
+from engine.values import Images
 from engine.words import keywords
 from inference import instances, intervals, label_folders, loop, outputs, photographs
 from inference.boundaries import BoundaryIoU
 from inference.crf import DenseCrf, refine
 from inference.metrics import ConfusionMatrix, plain
 from inference.page import predicted, reporting
-from inference.report import side_by_side
+from inference.report import below_each_other, side_by_side
 from models import MODELS
 
 # flags that act on networks alone
@@ -53,7 +54,9 @@ FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "
 FOR_NETWORKS |= {"model", "crf", "weights_entry", "device", "precision", "images"}
 # and those that act on labels alone
 FOR_LABELS = {"classes", "json", "set", "data_list", "batch_size", "cache", "loader_timeout"}
-FOR_LABELS |= {"intervals", "boundaries", "instances"}
+FOR_LABELS |= {"intervals", "boundaries", "instances", "val"}
+# and those that name the one set of images that --val stands instead of
+FOR_ONE_SET = {"dataset", "data_dir", "data_list", "set", "data_option", "predictions", "report"}
 
 
 def parse_args(argv: list[str] | None = None):
@@ -112,7 +115,8 @@ def parse_args(argv: list[str] | None = None):
         help="of the colours in overlay/, where 0 is the image alone; default with --images "
         "%(default)s, else there is no overlay/",
     )
-    data_options.add_data(parser, DATASETS)
+    group = data_options.add_data(parser, DATASETS)
+    data_options.add_val(group, "scored one set after the other")
     options.add_views(parser)
     options.add_model(parser, MODELS, default=None)
     options.add_weights_entry(parser)
@@ -126,20 +130,37 @@ def main(args) -> None:
     sources = args.restore_from or [args.predictions]
     run = predict_images if args.images else score_folder if args.predictions else score_checkpoint
     with reporting.opened(args.report, sources) as page:
-        results = [run(args, source, page) for source in sources]
+        results = [] if args.val else [run(args, source, page) for source in sources]
     if args.images:
         unread, count = (sum(result[key] for result in results) for key in ("unread", "count"))
         if unread:
             raise UserError(f"{unread} of {count} photographs could not be read")
         return
+    results = score_sets(args, page) if args.val else compared(results)
+    if args.json and processes.rank() == 0:
+        write_text(args.json, json.dumps(results, indent=1) + "\n")
+
+
+def score_sets(args, page: reporting.Page) -> list[dict]:
+    """Score every network on every set of --val, and print a table of them all."""
+    results = []
+    for name, images in data_options.val_sets(args, args.input_size).items():
+        print(f"\n{name}", flush=True)
+        scored = [score_checkpoint(args, path, page, images, name) for path in args.restore_from]
+        results += [{"val": name, **result} for result in compared(scored)]
+    print("\n".join(below_each_other(results)))
+    return results
+
+
+def compared(results: list[dict]) -> list[dict]:
+    """Print the scores of several networks on the same images beside each other; return them."""
     draws = [result.pop("draws", None) for result in results]
     if len(results) > 1:
         print("\n".join(side_by_side(results)))
         for i, found in intervals.beside_the_first(results, draws):
             results[i]["beside_first"] = found._asdict()
             print(f"({i + 1}) - (1): {found}")
-    if args.json and processes.rank() == 0:
-        write_text(args.json, json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def check(args) -> None:
@@ -152,6 +173,8 @@ def check(args) -> None:
         options.refuse_idle(args, FOR_NETWORKS, "--restore-from")
     else:
         options.refuse_idle(args, {"prediction_ids"}, "--predictions")
+    if args.val:
+        options.refuse_idle(args, FOR_ONE_SET, "one set of images, not with --val")
     if args.images:
         options.refuse_idle(args, FOR_LABELS, "labelled images, not with --images")
         if not args.model:
@@ -168,14 +191,23 @@ def check(args) -> None:
         refuse_replacing([args.json], filter(None, [*(args.restore_from or ()), args.data_list]))
 
 
-def score_checkpoint(args, path: str, page: reporting.Page) -> dict:
-    """Run a network over the dataset, save what it predicts if asked to, print its scores."""
+def score_checkpoint(
+    args, path: str, page: reporting.Page, images: Images | None = None, name: str = ""
+) -> dict:
+    """Run a network over the dataset, save what it predicts if asked to, print its scores.
+
+    Args:
+        args: the options.
+        path: of the checkpoint.
+        page: that takes the predictions.
+        images: of a set of --val, and its `name`; None for those of the other options.
+    """
     device = pick_device(args.device)
     predictor, dataset = loop.restore(
         path,
         device,
         foreign=options.foreign(args),
-        images=data_options.images(args),
+        images=images or data_options.images(args),
         opener=loop.open_test_set,
         precision=args.precision,
         align_corners=args.align_corners,
@@ -189,7 +221,7 @@ def score_checkpoint(args, path: str, page: reporting.Page) -> dict:
     boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
     niou = instances.InstanceIoU(dataset) if args.instances else None
     start = time.perf_counter()
-    with saving(args, path, dataset) as save, page.part(dataset) as seen:
+    with saving(args, path, dataset, name) as save, page.part(dataset) as seen:
 
         def note(batch: dict, pred, confidence) -> None:
             sizes["input"].add(tuple(batch["image"].shape[-2:]))
@@ -248,18 +280,25 @@ def predict_images(args, path: str, page: reporting.Page) -> dict:
     return {"unread": len(done.unreadable), "count": done.count}
 
 
-def folder_for(args, path: str) -> Path:
-    """Return where a checkpoint's predictions go: --save, of several a folder in it."""
-    return Path(args.save, Path(path).stem if len(args.restore_from) > 1 else "")
+def folder_for(args, path: str, name: str = "") -> Path:
+    """Return where a checkpoint's predictions go: --save, of several a folder in it.
+
+    Args:
+        args: the options.
+        path: of the checkpoint.
+        name: of a set of --val, which has a folder of its own.
+    """
+    own = name.replace(":", "_").replace("/", "_")
+    return Path(args.save, Path(path).stem if len(args.restore_from) > 1 else "", own)
 
 
 @contextlib.contextmanager
-def saving(args, path: str, dataset) -> Iterator[Callable]:
+def saving(args, path: str, dataset, name: str = "") -> Iterator[Callable]:
     """Yield a function that writes a batch's predictions, if that is asked for."""
     if not args.save:
         yield lambda *_: None
         return
-    folder = folder_for(args, path)
+    folder = folder_for(args, path, name)
     stems, look = label_folders.stems(dataset), outputs.Look.of(dataset)
     over = {image: i for i, (image, _) in enumerate(dataset.pairs) if "opacity" in args.given}
     outputs.check_data_stay(folder, [*look.kinds, *(["overlay"] if over else [])], dataset)

@@ -34,7 +34,7 @@ from engine.device import autocast, pick_device, pick_precision
 from engine.files import write_text
 from engine.seeds import seed_everything
 from inference import report
-from inference.loop import validate
+from inference.loop import validate_all
 from inference.predictor import Predictor
 from methods import Adapting, Seen, Setting
 from models import MODELS
@@ -178,13 +178,13 @@ def train(args, data: Domains, names: list[str], folder: str, title: str) -> tup
     network, precision = student.published, student.training.precision
 
     def score() -> dict | None:
-        return None if data.val is None else validate(network, data.val, loading, precision)
+        return validate_all(network, data.val, data.val_sets, loading, precision)
 
     picture = functools.partial(report.validation_picture, network, data.val, precision)
     run = Run(
         folder,
         data.source.name,
-        identify(args, data.named, method=names, precision=precision),
+        identify(args, data.named, method=names, precision=precision, val=list(data.val_sets)),
         describe(data.about, network.align_corners, precision, args.average_weights),
         training_options.saving(args),
     )

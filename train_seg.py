@@ -19,14 +19,14 @@ from engine import data_options, options, parsing, processes, start, training_op
 # isort: split
 
 from datasets import DATASETS, open_images, open_pseudo_labelled
-from datasets.domains import open_divided
+from datasets.domains import named_validation, open_divided, open_sets
 from datasets.facts import say_facts
-from datasets.loading import step_batches
+from datasets.loading import require_same_classes, step_batches
 from datasets.statistics import class_statistics
 from engine.device import pick_device, pick_precision
 from engine.files import write_text
 from inference import report
-from inference.loop import validate
+from inference.loop import validate_all
 from models import MODELS
 from training.augment import AUGMENTATIONS, Augment
 from training.identity import identify
@@ -64,12 +64,21 @@ def parse_args(argv: list[str] | None = None):
 
 
 def open_data(args) -> tuple:
-    """Return the training images and those for validation."""
+    """Return the training images, those that choose the best checkpoint, and all of --val."""
     images = replace(data_options.images(args), seed=args.random_seed, num_images=args.num_images)
-    images, val = open_divided(images, data_options.validation(args))
+    validation = data_options.validation(args)
+    sets = open_sets(validation)
+    if sets:
+        val = next(iter(sets.values()))
+    else:
+        images, val = open_divided(images, validation)
     if args.pseudo_labels:
-        return open_pseudo_labelled(images, args.pseudo_labels, confidence=False), val
-    return open_images(images), val
+        train_set = open_pseudo_labelled(images, args.pseudo_labels, confidence=False)
+    else:
+        train_set = open_images(images)
+    for other in sets.values():
+        require_same_classes(train_set, other)
+    return train_set, val, sets
 
 
 def main(args) -> None:
@@ -78,7 +87,8 @@ def main(args) -> None:
     device, loading = pick_device(args.device), options.loading(args)
     precision = pick_precision(args.precision, device)
     augment = Augment(args.augment, sides=("source",))
-    train_set, val = open_data(args)
+    train_set, val, val_sets = open_data(args)
+    named = {"training": train_set, **named_validation(val, val_sets)}
     training_options.count_steps(args, len(train_set), processes.world_size())
     known = class_statistics(
         train_set,
@@ -90,7 +100,8 @@ def main(args) -> None:
         loading=loading,
         allow_missing=args.allow_missing_classes,
     )
-    say_facts({"training": (train_set, known.counts), "validation": (val, None)})
+    counts = {"training": known.counts}
+    say_facts({name: (dataset, counts.get(name)) for name, dataset in named.items()})
     student = Student(
         training_options.training(args, precision, val.class_names),
         val.num_classes,
@@ -100,8 +111,8 @@ def main(args) -> None:
     network = student.published
     run = Run(
         args.snapshot_dir,
-        val.name,
-        identify(args, {"training": train_set, "validation": val}, precision=precision),
+        train_set.name,
+        identify(args, named, precision=precision, val=list(val_sets)),
         describe(val, network.align_corners, precision, args.average_weights),
         training_options.saving(args),
     )
@@ -118,6 +129,7 @@ def main(args) -> None:
     stop = min(args.num_steps_stop or args.num_steps, args.num_steps)
     say(f"{student.line()}; {len(train_set)} images, {stop} steps")
     picture = functools.partial(report.validation_picture, network, val, precision)
+    score = functools.partial(validate_all, network, val, val_sets, loading, precision)
 
     for step in run.steps(stop, args.random_seed):
         rate = student.rate_at(step)
@@ -131,17 +143,21 @@ def main(args) -> None:
         if run.prints:
             run.flush(student.learning_rate)
         if run.scores:
-            run.scored(network, validate(network, val, loading, precision), picture)
+            run.scored(network, score(), picture)
             run.save()
 
     run.end_if_stopped()
     if run.last is None or run.last["step"] != run.step:  # resumed at the end, never scored there
-        run.scored(network, validate(network, val, loading, precision), picture)
+        run.scored(network, score(), picture)
     result = {"last": run.last, "best": run.best}
     if processes.rank() == 0:
         write_text(f"{args.snapshot_dir}/result.json", json.dumps(result, indent=1) + "\n")
-    best = f"best {run.best['miou']:.2f} (step {run.best['step']}, chosen on the same images)"
+    on = run.last.get("on", "the same images")
+    best = f"best {run.best['miou']:.2f} (step {run.best['step']}, chosen on {on})"
     print(f"mIoU: last {run.last['miou']:.2f}, {best}")
+    for name, other in run.last.get("also", {}).items():
+        best = run.best["also"][name]["miou"]
+        print(f"mIoU on {name}: last {other['miou']:.2f}, of the best {best:.2f}")
     run.close()
 
 

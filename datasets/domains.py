@@ -1,7 +1,7 @@
 """The images of an adaptation: source, target, its labelled or pseudo-labelled part, validation."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ class Domains:
         labelled: target images whose labels may be used.
         pseudo: target images with pseudo labels.
         known: of the source's labels.
+        val_sets: of --val, by name; `val` is the first of them.
     """
 
     source: Dataset
@@ -38,12 +39,16 @@ class Domains:
     labelled: Dataset | None = None
     pseudo: Dataset | None = None
     known: Statistics = NOTHING_KNOWN
+    val_sets: dict[str, Dataset] = field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, Dataset]:
         """The datasets that are there, by what they are called to people."""
         names = {"source": self.source, "target": self.target, "labelled target": self.labelled}
-        names |= {"pseudo-labelled target": self.pseudo, "validation": self.val}
+        names |= {
+            "pseudo-labelled target": self.pseudo,
+            **named_validation(self.val, self.val_sets),
+        }
         return {name: dataset for name, dataset in names.items() if dataset is not None}
 
     @property
@@ -128,17 +133,20 @@ def open_domains(
     Raises:
         UserError: datasets that cannot be opened, or that differ in their classes.
     """
-    val = None
-    if validation.on == "source":
+    val, val_sets = None, open_sets(validation)
+    if val_sets:
+        val = next(iter(val_sets.values()))
+    elif validation.on == "source":
         first, val = open_divided(sources[0], validation)
         sources = [first, *sources[1:]]
     source = join_datasets([open_images(images) for images in sources])
     if _lacks_table(target):
         target = replace(target, options={**target.options, "classes": table_of(source)})
-    if validation.on in ("auto", "target"):
+    if validation.on in ("auto", "target") and not val_sets:
         target, val = _open_target_divided(target, validation)
-    domains = Domains(source, open_images(target, labelled=False), val)
-    require_same_classes(source, domains.target if val is None else val)
+    domains = Domains(source, open_images(target, labelled=False), val, val_sets=val_sets)
+    for other in val_sets.values() or [domains.target if val is None else val]:
+        require_same_classes(source, other)
     if target_labels:
         count = target.num_images if target_labels == "all" else target_labels
         domains.labelled = open_images(replace(target, num_images=count))
@@ -148,6 +156,24 @@ def open_domains(
     elif pseudo_confidence:
         raise UserError("--pseudo-confidence goes with --pseudo-labels")
     return domains
+
+
+def open_sets(validation: Validation) -> dict[str, Dataset]:
+    """Open the images of --val by name, their labels in their own size; none where it is not given.
+
+    Raises:
+        UserError: they cannot be opened.
+    """
+    return {
+        name: open_images(images, resize_label=False) for name, images in validation.sets.items()
+    }
+
+
+def named_validation(
+    val: Dataset | None, val_sets: Mapping[str, Dataset]
+) -> dict[str, Dataset | None]:
+    """Return the images that are validated on, by what they are called to people."""
+    return {f"validation {name}": one for name, one in val_sets.items()} or {"validation": val}
 
 
 def open_divided(images: Images, validation: Validation) -> tuple[Images, Dataset]:

@@ -3,9 +3,16 @@
 import argparse
 from collections.abc import Mapping
 
-from engine.command_line import Parser
+from engine.command_line import Parser, refuse_idle
 from engine.errors import UserError
-from engine.parsing import at_least, count_or_all, image_size, key_value
+from engine.parsing import (
+    at_least,
+    count_or_all,
+    image_size,
+    key_value,
+    named_images,
+    split_named,
+)
 from engine.values import Images, Validation
 
 
@@ -27,11 +34,60 @@ def add_validation(parser: Parser, domains: bool = False) -> None:
         help="default: val, or every tenth training image where there is no such split",
     )
     flag("--val-list", metavar="FILE", help="list of `image label` lines instead of --val-set")
+    add_val(group, "scored now and then; the first choose the best checkpoint")
+
+
+def add_val(group: argparse._ArgumentGroup, what: str) -> None:
+    """Add the flag that names several sets of labelled images, each of a dataset of its own."""
+    group.add_argument(
+        "--val",
+        nargs="+",
+        type=named_images,
+        default=[],
+        metavar="DATASET:SPLIT:FOLDER:KEY=VALUE",
+        help=f"labelled images of any datasets of these classes, {what}; FOLDER and options where "
+        "needed, for instance acdc:val:data/ACDC:condition=night; default: the one set of the "
+        "other options",
+    )
 
 
 def validation(args: argparse.Namespace) -> Validation:
-    """Return which images are validated on."""
-    return Validation(split=args.val_set, list_file=args.val_list)
+    """Return which images are validated on.
+
+    Raises:
+        UserError: --val beside flags of the one set.
+    """
+    if args.val:
+        refuse_idle(args, {"val_set", "val_list", "val_on"}, "one set of images, not with --val")
+    size = getattr(args, "input_size_target", None) or args.input_size
+    sets = val_sets(args, size, args.random_seed)
+    return Validation(split=args.val_set, list_file=args.val_list, sets=sets)
+
+
+def val_sets(
+    args: argparse.Namespace, size: tuple[int, int] | int | None, seed: int = 0
+) -> dict[str, Images]:
+    """Return the images of --val by name: what was written, without the folder.
+
+    Raises:
+        UserError: one is there twice.
+    """
+    sets = {}
+    for text in args.val:
+        dataset, split, folder, own = split_named(text)
+        name = ":".join([dataset, split, *(f"{key}={value}" for key, value in own.items())])
+        if args.val.count(text) > 1:
+            raise UserError(f"--val {text} is given twice")
+        sets[text if name in sets else name] = Images(
+            dataset=dataset,
+            root=folder,
+            split=split,
+            size=size,
+            seed=seed,
+            cache_dir=args.cache,
+            options=_own(dataset, "target", list(own.items())),
+        )
+    return sets
 
 
 # ------------------------------------------------------------------ images
@@ -54,6 +110,7 @@ def add_data(parser: Parser, datasets: Mapping[str, type], split: str | None = N
         "--set", default=split, help=f"split; default: {split or 'the one validated on, else val'}"
     )
     add_data_option(group, "--data-option")
+    add_val(group, "scored one set after the other")
     add_input_size(group, "--input-size", None, "the checkpoint's, else the files' own")
     flag("--batch-size", type=at_least(1), default=1, help="images at once, of one size")
 

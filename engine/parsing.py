@@ -118,6 +118,26 @@ def swing(limit: float) -> Callable:
     return parse_swing
 
 
+def named_images(text: str) -> str:
+    """Check `DATASET:SPLIT[:FOLDER][:KEY=VALUE...]`, see `split_named`; the text is kept."""
+    split_named(text)
+    return text
+
+
+def split_named(text: str) -> tuple[str, str, str | None, dict[str, str | float]]:
+    """Return the dataset, split, folder (which may hold colons) and options of one --val."""
+    dataset, _, rest = text.partition(":")
+    split, *rest = rest.split(":")
+    options = []
+    while rest and "=" in rest[-1] and "/" not in rest[-1].partition("=")[0]:
+        options.insert(0, key_value(rest.pop()))
+    if not dataset or not split:
+        raise argparse.ArgumentTypeError(
+            f"expected DATASET:SPLIT:FOLDER:KEY=VALUE, the last two where needed: {text!r}"
+        )
+    return dataset, split, ":".join(rest) or None, dict(options)
+
+
 def key_value(text: str) -> tuple[str, str | float]:
     """Parse `KEY=VALUE`; a value that is a number becomes one."""
     key, _, value = text.partition("=")

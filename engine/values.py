@@ -40,11 +40,13 @@ class Validation:
         on: target, source or none of them; auto: the target's where it has labels.
         split: of the dataset; None for val or, where there is none, images held out of training.
         list_file: instead of a split.
+        sets: images of their own instead, by name; the first choose the best checkpoint.
     """
 
     on: str = "auto"
     split: str | None = None
     list_file: str | None = None
+    sets: dict[str, Images] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Run a trained network over a dataset: restore it, predict every image, score."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -268,6 +268,31 @@ def _check_classes(one: str | Path, theirs: list[str], other: str | Path, ours: 
         f"{one} knows {len(theirs)} classes, {other} has {len(ours)}; the first that differs: "
         f"{first_difference(theirs, ours)}"
     )
+
+
+def validate_all(
+    network: nn.Module,
+    val: Dataset | None,
+    sets: Mapping[str, Dataset],
+    loading: Loading,
+    precision: str,
+) -> dict | None:
+    """Score a network in the middle of its training on all that it is validated on.
+
+    Args:
+        network: in training mode.
+        val: what chooses the best checkpoint; None where nothing is scored.
+        sets: of --val by name, the first being `val`; empty without it.
+        loading, precision: see `validate`.
+
+    Returns:
+        the scores on `val`; of several sets also its name, `on`, and those on the others, `also`.
+    """
+    if val is None or not sets:
+        return None if val is None else validate(network, val, loading, precision)
+    scores = {name: validate(network, one, loading, precision) for name, one in sets.items()}
+    (on, first), *others = scores.items()
+    return {**first, "on": on, "also": dict(others)}
 
 
 def validate(network: nn.Module, dataset: Dataset, loading: Loading, precision: str) -> dict:

@@ -25,22 +25,29 @@ def print_table(
         method: what the difference is called.
         on: whose images they were scored on.
     """
-    print(f"\n{f'IoU on the {on}':>20}" + "".join(f"{name:>14}" for name in results))
+    first = next(iter(results.values()))
+    on, also = first.get("on", f"the {on}"), first.get("also", {})
+    width = max(20, *(len(f"mIoU on {name}") for name in (on, *also)))
+    print(f"\n{f'IoU on {on}':>{width}}" + "".join(f"{name:>14}" for name in results))
     for name in class_names:
         ious = [result["iou"][name] for result in results.values()]
         row = "".join(f"{'-' if iou is None else f'{iou:.2f}':>14}" for iou in ious)
-        print(f"{name:>20}{row}")
-    print(f"{'mIoU':>20}" + "".join(f"{result['miou']:14.2f}" for result in results.values()))
+        print(f"{name:>{width}}{row}")
+    means = {"mIoU": [result["miou"] for result in results.values()]}
+    for name in also:
+        means[f"mIoU on {name}"] = [result["also"][name]["miou"] for result in results.values()]
+    for name, values in means.items():
+        print(f"{name:>{width}}" + "".join(f"{value:14.2f}" for value in values))
     for name, result in results.items():
         best, last = result["best"], result["last"]
         line = f"{name}: last {last['miou']:.2f}, best {best['miou']:.2f} (step {best['step']}"
-        line += ", chosen on the validation images themselves)"
+        line += f", chosen on {result.get('on', 'the validation images themselves')})"
         if "finished" in result:
             line += f", after adabn {result['finished']['miou']:.2f}"
         print(line)
     if "source_only" in results:
         gain = results["adapted"]["miou"] - results["source_only"]["miou"]
-        print(f"{method} adds {gain:+.2f} points of {on} mIoU")
+        print(f"{method} adds {gain:+.2f} points of mIoU on {on}")
 
 
 def side_by_side(results: list[dict]) -> list[str]:
@@ -59,6 +66,23 @@ def side_by_side(results: list[dict]) -> list[str]:
             for name, values in rows.items()
         ),
         *(f"({i}) {result['checkpoint']}" for i, result in enumerate(results, start=1)),
+    ]
+
+
+def below_each_other(results: list[dict]) -> list[str]:
+    """Return a table with a row for each set of images, `val`, and a column for each checkpoint."""
+    rows: dict[str, list[float | None]] = {}
+    for result in results:
+        rows.setdefault(result["val"], []).append(result["miou"])
+    width, count = max(map(len, ["mIoU", *rows])), len(next(iter(rows.values())))
+    numbers = "".join(f"{f'({i})':>8}" for i in range(1, count + 1))
+    return [
+        f"\n{'mIoU':{width}}{numbers}",
+        *(
+            f"{name:{width}}" + "".join(f"{'-' if x is None else f'{x:.2f}':>8}" for x in values)
+            for name, values in rows.items()
+        ),
+        *(f"({i}) {result['checkpoint']}" for i, result in enumerate(results[:count], start=1)),
     ]
 
 

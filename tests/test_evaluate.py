@@ -365,7 +365,7 @@ def test_predictions_are_found_by_the_servers_naming(tmp_path):
     ("words", "said"),
     [
         (["--classes", "16"], "the subsets of camvid are: none"),
-        (["--dataset", "nowhere"], "unknown dataset 'nowhere'; there are: camvid"),
+        (["--dataset", "nowhere"], "unknown dataset 'nowhere'; there are: acdc"),
         (["--set", "dawn"], "has no split 'dawn'"),
         (["--backbone", "resnet18"], "--backbone goes with --model"),
         (["--slide", "50,50"], "multiples of 32"),

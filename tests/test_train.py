@@ -190,7 +190,7 @@ def test_train_seg_trains_resumes_and_evaluate_needs_no_model_flag(data: str, tm
     [
         ("--method magic", "invalid choice: 'magic' (choose from"),
         ("--model vnet", "--model vnet: there are: "),
-        ("--source kitti --target streets", "unknown dataset 'kitti'; there are: camvid"),
+        ("--source kitti --target streets", "unknown dataset 'kitti'; there are: acdc"),
         ("--input-size 1024x512", "expected W,H in pixels, for instance 1024,512: '1024x512'"),
         ("--input-size 0,512", "expected W,H in pixels"),
         ("--batch-size 0", "expected int >= 1: '0'"),

@@ -286,12 +286,15 @@ class Run:
         if self.best is None or score["miou"] > self.best["miou"]:
             self.best = self.last
             self.publish(model, "best", score)
-        self.log.write({"step": self.step, "val_miou": score["miou"]})
+        also = {name: other["miou"] for name, other in score.get("also", {}).items()}
+        entry = {"val_on": score["on"], "val_also": also} if also else {}
+        self.log.write({"step": self.step, "val_miou": score["miou"], **entry})
         if picture is not None:
             self.log.show(self.step, score, picture)
         of = f"({score['classes_scored']} of {len(score['iou'])} classes)"
-        best = f"best {self.best['miou']:.2f}"
-        say(f"step {self.step}  val mIoU {score['miou']:.2f} {of}  {best}")
+        best = f"best {self.best['miou']:.2f}" + (f" on {score['on']}" if "on" in score else "")
+        others = "".join(f"; {name} {miou:.2f}" for name, miou in also.items())
+        say(f"step {self.step}  val mIoU {score['miou']:.2f} {of}  {best}{others}")
 
     def _forget_old(self) -> None:
         """Remove the published steps that are not among the newest `keep_last`."""
