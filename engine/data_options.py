@@ -93,7 +93,9 @@ def val_sets(
 # ------------------------------------------------------------------ images
 
 
-def add_data(parser: Parser, datasets: Mapping[str, type], split: str | None = None) -> None:
+def add_data(
+    parser: Parser, datasets: Mapping[str, type], split: str | None = None
+) -> argparse._ArgumentGroup:
     """Add the one dataset that a network is run on; what is left out, the checkpoint may know.
 
     Args:
@@ -110,9 +112,9 @@ def add_data(parser: Parser, datasets: Mapping[str, type], split: str | None = N
         "--set", default=split, help=f"split; default: {split or 'the one validated on, else val'}"
     )
     add_data_option(group, "--data-option")
-    add_val(group, "scored one set after the other")
     add_input_size(group, "--input-size", None, "the checkpoint's, else the files' own")
     flag("--batch-size", type=at_least(1), default=1, help="images at once, of one size")
+    return group
 
 
 def add_labelled(parser: Parser, datasets: Mapping[str, type]) -> None:
