@@ -77,7 +77,8 @@ def make(name: str, checkout: Path, folder: Path, camvid: str | None) -> None:
 def losses(folder: Path) -> list[dict]:
     """Return the lines of a log without what depends on the clock or was renamed since."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    clock = ("steps_per_second", "rate", "learning_rate", "seconds_left")
+    clock = ("steps_per_second", "images_per_step", "memory_gib", "val_iou")
+    clock += ("rate", "learning_rate", "seconds_left")
     return [{key: value for key, value in line.items() if key not in clock} for line in lines]
 
 

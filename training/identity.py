@@ -34,6 +34,13 @@ class Identity:
     free: frozenset[str] = frozenset()
     digests: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def images_per_step(self) -> int | None:
+        """Of the source, in all processes together; None where the options do not say it."""
+        batch, batches = _batch(self.options), self.options.get("iter_size", 1)
+        known = "batch_size" in self.options and isinstance(batches, int)
+        return batch * batches if known and batch is not None else None
+
     def check(self, path: Path, theirs: dict[str, Any], digests: dict[str, str]) -> None:
         """Compare a run with the one that it is to go on from.
 

@@ -29,9 +29,11 @@ class Log:
 
     Args:
         folder: where `log.jsonl` is, one JSON object a line; it is appended to.
+        images_per_step: of all processes together, to be logged; None leaves it out.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, images_per_step: int | None = None):
+        self._images_per_step = images_per_step
         self.folder, self.path = folder, folder / "log.jsonl"
         self._terms: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._flushed = time.monotonic()
@@ -81,6 +83,9 @@ class Log:
         self._terms, self._flushed = [], now
         entry = {"step": step, "learning_rate": rate}
         entry["steps_per_second"] = round(steps_per_second, 3)
+        entry["images_per_step"] = self._images_per_step
+        if torch.cuda.is_initialized():
+            entry["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self.write({**{k: v for k, v in entry.items() if v is not None}, **means})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         left = "" if stop is None else f", {duration((stop - step) / steps_per_second)} left"
@@ -108,7 +113,7 @@ class Log:
         append_line(self.path, json.dumps(entry))
         if self._board is not None:
             for key, value in entry.items():
-                if key != "step":
+                if key != "step" and isinstance(value, (int, float)):
                     self._board.add_scalar(key, value, entry["step"])
 
     def cut(self, step: int) -> None:

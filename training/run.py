@@ -137,7 +137,7 @@ class Run:
         self.last: dict | None = None
         self.step = self.stop = 0
         self.stopped: int | None = None
-        self.log = Log(self.folder)
+        self.log = Log(self.folder, identity.images_per_step)
         if saving.tensorboard:
             self.log.open_board()
 
@@ -288,7 +288,8 @@ class Run:
             self.publish(model, "best", score)
         also = {name: other["miou"] for name, other in score.get("also", {}).items()}
         entry = {"val_on": score["on"], "val_also": also} if also else {}
-        self.log.write({"step": self.step, "val_miou": score["miou"], **entry})
+        entry |= {"step": self.step, "val_miou": score["miou"], "val_iou": score["iou"]}
+        self.log.write(entry)
         if picture is not None:
             self.log.show(self.step, score, picture)
         of = f"({score['classes_scored']} of {len(score['iou'])} classes)"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+MARK = '<meta name="generator" content="segshift">'  # a file with it is a page of ours
 
 
 def assemble(title: str, styles: Sequence[str], scripts: Sequence[str], data: Any) -> str:
