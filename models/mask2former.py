@@ -16,9 +16,10 @@ from models.base import PixelLoss
 from models.deformable_attention import DeformableLayer, pixel_centres, sine_positions
 from models.encoded import EncodedNetwork
 from models.layers import require_positive, upsample_to, without_autocast
+from models.masked_attention import HEADS, LEVELS, MaskedDecoder
 from models.set_loss import POINTS, set_loss
 
-HEADS, GROUPS, LEVELS, PLACES = 8, 32, 3, 4  # of each map, a head looks at so many places
+GROUPS, PLACES = 32, 4  # of group norms; of each map, that a head looks at
 AT_ONCE = 10  # masks at the image's size, of which scores are added up
 
 
@@ -94,125 +95,6 @@ class PixelDecoder(nn.Module):
         return self.mask_projection(fused), maps
 
 
-class Attention(nn.Module):
-    """Attention of several heads; parameters as torch's `nn.MultiheadAttention` names them."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.xavier_uniform_(self.out_proj.weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None):
-        """Return float [N,Q,C]; query [N,Q,C], key and value [N,S,C], `seen` bool [N,Q,S]."""
-        layers = zip(self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
-        q, k, v = (
-            F.linear(x, *layer).unflatten(2, (HEADS, -1)).transpose(1, 2)
-            for x, layer in zip((query, key, value), layers, strict=True)
-        )
-        seen = None if seen is None else seen[:, None]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
-
-
-class MaskedLayer(nn.Module):
-    """Queries look at the pixels of their masks, then at each other, then think; norms after."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.cross_attn, self.self_attn = Attention(width), Attention(width)
-        self.cross_attn_layer_norm = nn.LayerNorm(width)
-        self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.final_layer_norm = nn.LayerNorm(width)
-        for layer in (self.fc1, self.fc2):
-            nn.init.xavier_uniform_(layer.weight)
-
-    def forward(self, x: Tensor, own: Tensor, pixels: Tensor, where: Tensor, seen: Tensor):
-        """Return queries, float [N,Q,C].
-
-        Args:
-            x: float [N,Q,C].
-            own: float [Q,C], which tells the queries apart.
-            pixels: float [N,S,C] of one map; `where`, float [S,C], tells their places.
-            seen: bool [N,Q,S], what each may look at.
-        """
-        y = self.cross_attn(x + own, pixels + where, pixels, seen)
-        x = self.cross_attn_layer_norm(x + y)
-        x = self.self_attn_layer_norm(x + self.self_attn(x + own, x + own, x))
-        return self.final_layer_norm(x + self.fc2(F.relu(self.fc1(x))))
-
-
-class MaskedDecoder(nn.Module):
-    """Queries that look at one map after the other, inside of the masks that they predict.
-
-    Args:
-        queries: how many.
-        width, hidden: channels of a query, and of the layers that it thinks in.
-        layers: of attention.
-
-    Source: Cheng et al. 2022, section 3.2.1 and equations 1 to 3.
-    """
-
-    def __init__(self, queries: int, width: int, hidden: int, layers: int):
-        super().__init__()
-        self.queries_embedder = nn.Embedding(queries, width)
-        self.queries_features = nn.Embedding(queries, width)
-        self.level_embed = nn.Embedding(LEVELS, width)
-        embedder = nn.ModuleList(nn.ModuleList([nn.Linear(width, width)]) for _ in range(3))
-        self.decoder = nn.ModuleDict(
-            {
-                "layers": nn.ModuleList(MaskedLayer(width, hidden) for _ in range(layers)),
-                "layernorm": nn.LayerNorm(width),
-                "mask_predictor": nn.ModuleDict({"mask_embedder": embedder}),
-            }
-        )
-
-    def forward(self, pixels: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return normalised queries, float [L,N,Q,C], and masks, float [L,N,Q,h,w].
-
-        Args:
-            pixels: float [N,C,h,w], what masks are compared with.
-            maps: three of them, that the layers look at in turn.
-
-        Returns:
-            Both before the first layer and after each; masks as logits.
-        """
-        n, width = pixels.shape[:2]
-        tokens, places = [], []
-        for x, own in zip(maps, self.level_embed.weight, strict=True):
-            tokens.append(x.flatten(2).transpose(1, 2) + own)
-            places.append(sine_positions(tuple(x.shape[-2:]), width, x.device))
-        own = self.queries_embedder.weight
-        x = self.queries_features.weight.expand(n, -1, -1)
-        states, masks = [self.decoder["layernorm"](x)], []
-        masks.append(self.predict(states[0], pixels))
-        for i, layer in enumerate(self.decoder["layers"]):
-            level = i % LEVELS
-            seen = inside(masks[-1], maps[level].shape[-2:])
-            x = layer(x, own, tokens[level], places[level], seen)
-            states.append(self.decoder["layernorm"](x))
-            masks.append(self.predict(states[-1], pixels))
-        return torch.stack(states), torch.stack(masks)
-
-    def predict(self, x: Tensor, pixels: Tensor) -> Tensor:
-        """Return the logits of masks, float [N,Q,h,w], of normalised queries [N,Q,C]."""
-        (first,), (second,), (third,) = self.decoder["mask_predictor"]["mask_embedder"]
-        embedding = third(F.relu(second(F.relu(first(x)))))
-        return torch.einsum("nqc,nchw->nqhw", embedding, pixels)
-
-
-@torch.no_grad()
-def inside(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return which pixels of a map lie in masks, bool [N,Q,h*w]; all of them do in empty ones."""
-    resized = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
-    seen = resized.flatten(2) >= 0
-    return seen | ~seen.any(2, keepdim=True)
-
-
 def class_scores(queries: Tensor, masks: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Return what queries add up to for each class, float32 [N,C,h,w]: not of sum 1.
 
@@ -254,8 +136,9 @@ class Mask2Former(EncodedNetwork):
         UserError: a number that cannot be.
 
     Source: Cheng et al. 2022, Masked-attention Mask Transformer for Universal Image Segmentation.
-    The files of transformers (facebook/mask2former-*), whose names these are, load. Deviation: no
-    mask of padding, as the images of a batch are of one size here.
+    The authors' files load (facebookresearch/Mask2Former) and those of transformers, whose names
+    these are (facebook/mask2former-*). Deviation: no mask of padding, as the images of a batch are
+    of one size here.
     """
 
     default_loss: ClassVar[tuple[str, ...]] = ()
@@ -313,16 +196,14 @@ class Mask2Former(EncodedNetwork):
         return {"out": terms.pop("class") + pixel_loss(outputs["out"], label)} | terms
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
-        """Bring the names of transformers to this network's."""
+        """Bring the names of the authors and of transformers to this network's."""
         renamed: dict[str, Tensor] = {}
         skipped = {}
         for name, tensor in state.items():
-            if name == "criterion.empty_weight":
+            if name.endswith("criterion.empty_weight"):
                 skipped[name] = "weights of classes in the loss"
-                continue
-            for theirs, ours in PARTS.items():
-                name = re.sub(theirs, ours, name)
-            renamed[name] = tensor
+            else:
+                renamed[_to_ours(name)] = tensor
         for name in [name for name in renamed if ".self_attn.q_proj." in name]:
             parts = [name.replace(".q_proj.", f".{kind}_proj.") for kind in "qkv"]
             if all(part in renamed for part in parts):  # one layer makes all three here
@@ -332,9 +213,43 @@ class Mask2Former(EncodedNetwork):
         return converted, skipped | others
 
 
-# What transformers calls the parts
-PARTS = {
+# What transformers calls the parts; then the authors, whose older files lack `pixel_decoder.`
+NAMES = {
     r"^(model\.)?pixel_level_module\.encoder\.": "encoder.",
     r"^(model\.)?pixel_level_module\.decoder\.": "pixel_decoder.",
     r"^(model\.)?transformer_module\.": "transformer.",
+    r"^sem_seg_head\.predictor\.": "transformer.",
+    r"^sem_seg_head\.(pixel_decoder\.)?": "pixel_decoder.",
+    r"^pixel_decoder\.transformer\.": "pixel_decoder.",
+    r"^pixel_decoder\.input_proj\.": "pixel_decoder.input_projections.",
+    r"^pixel_decoder\.mask_features\.": "pixel_decoder.mask_projection.",
+    r"^pixel_decoder\.(adapter_1|layer_1)\.weight$": r"pixel_decoder.\1.0.weight",
+    r"^pixel_decoder\.(adapter_1|layer_1)\.norm\.": r"pixel_decoder.\1.1.",
+    r"^(pixel_decoder\..+)\.norm1\.": r"\1.self_attn_layer_norm.",
+    r"^(pixel_decoder\..+)\.norm2\.": r"\1.final_layer_norm.",
+    r"^transformer\.transformer_self_attention_layers\.(\d+)\.norm\.": (
+        r"transformer.decoder.layers.\1.self_attn_layer_norm."
+    ),
+    r"^transformer\.transformer_cross_attention_layers\.(\d+)\.norm\.": (
+        r"transformer.decoder.layers.\1.cross_attn_layer_norm."
+    ),
+    r"^transformer\.transformer_ffn_layers\.(\d+)\.norm\.": (
+        r"transformer.decoder.layers.\1.final_layer_norm."
+    ),
+    r"^transformer\.transformer_\w+_layers\.": "transformer.decoder.layers.",
+    r"^(transformer\..+)\.multihead_attn\.": r"\1.cross_attn.",
+    r"^(pixel_decoder|transformer)\.(.+)\.linear([12])\.": r"\1.\2.fc\3.",
+    r"^transformer\.(query_feat|static_query)\.": "transformer.queries_features.",
+    r"^transformer\.query_embed\.": "transformer.queries_embedder.",
+    r"^transformer\.decoder_norm\.": "transformer.decoder.layernorm.",
+    r"^transformer\.class_embed\.": "class_predictor.",
+    r"^transformer\.mask_embed\.layers\.(\d)\.": (
+        r"transformer.decoder.mask_predictor.mask_embedder.\1.0."
+    ),
 }
+
+
+def _to_ours(name: str) -> str:
+    for theirs, ours in NAMES.items():
+        name = re.sub(theirs, ours, name)
+    return name

@@ -189,8 +189,10 @@ class ResNet(Encoder):
         return F.relu(self.bn1(in_float32(self.conv1, images)), inplace=True)
 
     def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bring transformers' names to torchvision's."""
-        return {_from_transformers(name): tensor for name, tensor in state.items()}
+        """Bring the names of transformers and of detectron2 to torchvision's."""
+        return {
+            _from_detectron2(_from_transformers(name)): tensor for name, tensor in state.items()
+        }
 
 
 # Names of transformers: the stem, or the place of a layer and what it is there
@@ -212,6 +214,22 @@ def _from_transformers(name: str) -> str:
     if match["layer"] is None:
         layer = f"downsample.{int(norm)}"
     return f"layer{int(match['stage']) + 1}.{match['block']}.{layer}.{match['rest']}"
+
+
+# Of detectron2: its stages are counted from the stem, and a norm belongs to its convolution
+DETECTRON2 = {
+    r"^stem\.conv1\.": "conv1.",
+    r"^res(\d)\.": lambda found: f"layer{int(found[1]) - 1}.",
+    r"(^|\.)conv(\d)\.norm\.": r"\1bn\2.",
+    r"\.shortcut\.norm\.": ".downsample.1.",
+    r"\.shortcut\.weight$": ".downsample.0.weight",
+}
+
+
+def _from_detectron2(name: str) -> str:
+    for theirs, ours in DETECTRON2.items():
+        name = re.sub(theirs, ours, name)
+    return name
 
 
 class SEResNeXt(ResNet):
