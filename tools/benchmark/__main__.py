@@ -6,6 +6,7 @@
     python -m tools.benchmark train --batch-size 2         one step of adversarial adaptation
     python -m tools.benchmark classifier                   DeepLabv2's, beside convolutions
     python -m tools.benchmark losses --batch-size 4        Lovasz, beside a sort per class
+    python -m tools.benchmark augment                      batches, beside albumentations
     python -m tools.benchmark loader --json loader.json    files -> samples
     python -m tools.benchmark vote --repeats 1             five submission files -> one
     python -m tools.benchmark sass                         what the CUDA code lets an H100 do
@@ -28,6 +29,7 @@ from engine.device import pick_device
 from engine.files import write_text
 from inference.outputs import writable_folder
 from tools.benchmark import (
+    augmentation,
     classifier,
     evaluation,
     loading,
@@ -61,6 +63,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_batch_size(sub, "images")
     sub = add_subject(subjects, "losses", "the Lovasz loss", (512, 256), 3)
     add_batch_size(sub, "images")
+    sub = add_subject(subjects, "augment", "augmentation of a batch", (1024, 512), 5)
+    add_batch_size(sub, "images")
+    sub.set_defaults(batch_size=8)
     sub = add_subject(subjects, "loader", "files to samples", None, 3)
     add_images(sub, 32)
     sub = add_subject(subjects, "vote", "submission files to their vote", (256, 256), 3)
@@ -191,6 +196,8 @@ def time_subject(args: argparse.Namespace, machine: dict, device) -> Iterator[tu
     common |= {"batch_size": args.batch_size}
     if args.what == "classifier":
         return classifier.run(device, **common)
+    if args.what == "augment":
+        return augmentation.run(device, **common)
     if args.what == "losses":
         return losses.run(device, **common)
     common |= {"backbone": args.backbone}

@@ -171,19 +171,24 @@ def make_grid(
     else:
         matrix = theta @ way.matrix.to(theta.device, non_blocking=True)
     matrix = matrix.to(device, non_blocking=True)
-    if way is None or not (projective or way.bends):
-        return F.affine_grid(matrix, (n, 1, *size), align_corners=False)
-    x = ((torch.arange(width, device=device) * 2 + 1) / width - 1).view(1, 1, -1)
-    y = ((torch.arange(height, device=device) * 2 + 1) / height - 1).view(1, -1, 1)
-    for bend, on in way.bends:
+    # as affine_grid rounds them, to the bit
+    x, y = (
+        torch.linspace(-1, 1, length, device=device) * (length - 1) / length
+        if length > 1
+        else torch.zeros(1, device=device)
+        for length in (width, height)
+    )
+    x, y = x.view(1, 1, -1), y.view(1, -1, 1)
+    for bend, on in way.bends if way else ():
         x, y = bend(x, y, on.to(device, torch.float, non_blocking=True))
-    rows = [
-        row[:, 0].view(n, 1, 1) * x + (row[:, 1].view(n, 1, 1) * y + row[:, 2].view(n, 1, 1))
-        for row in matrix.unbind(1)
-    ]
+    grid = torch.empty(n, height, width, 2, device=device)
+    for axis, row in enumerate(matrix.unbind(1)[:2]):
+        by_x, by_y, more = row.view(n, 3, 1, 1).unbind(1)
+        torch.add(by_x * x, by_y * y + more, out=grid[..., axis])
     if projective:
-        rows = [rows[0] / rows[2], rows[1] / rows[2]]
-    return torch.stack(rows, 3)
+        by_x, by_y, more = matrix[:, 2].view(n, 3, 1, 1).unbind(1)
+        grid /= (by_x * x + (by_y * y + more)).unsqueeze(3)
+    return grid
 
 
 def sample(

@@ -72,21 +72,21 @@ def jpeg(
     to_ycc = images.new_tensor(TO_YCC)
     more = (0, -width % 8, 0, -height % 8)
     padded = torch.nn.functional.pad(images.round(), more, mode="replicate")
-    ycc = torch.einsum("ij,njhw->nihw", to_ycc, padded)
+    tall, wide = padded.shape[2:]
+    ycc = (to_ycc @ padded.flatten(2)).view(n, 3, -1, 8, wide)
     ycc[:, 0] -= 128
-    blocks = ycc.round().unflatten(3, (-1, 8)).unflatten(2, (-1, 8))  # [n,3,rows,8,columns,8]
-    blocks = blocks.transpose(3, 4)
     place = torch.arange(8.0, device=images.device)
     cosine = torch.cos(torch.pi / 8 * (place + 0.5) * place.view(8, 1)) / 2
     cosine[0] /= 2**0.5
-    steps = quantisation(uniform(n, quality).round())
-    steps = steps.to(images, non_blocking=True)[:, [0, 1, 1]].view(n, 3, 1, 1, 8, 8)
-    coefficients = cosine @ blocks @ cosine.T
-    blocks = cosine.T @ ((coefficients / steps).round_() * steps) @ cosine
-    ycc = blocks.transpose(3, 4).flatten(4).flatten(2, 3)
+    steps = quantisation(uniform(n, quality).round()).view(n, 2, 1, 8, 1, 8)
+    steps = steps.to(images, non_blocking=True)[:, [0, 1, 1]]
+    # [n, 3, rows of blocks, 8, columns of blocks, 8]: along y, then along x
+    waves = (cosine @ ycc.round_()).view(n, 3, -1, 8, wide // 8, 8) @ cosine.T
+    waves = waves.div_(steps).round_().mul_(steps) @ cosine
+    ycc = (cosine.T @ waves.view(n, 3, -1, 8, wide)).view(n, 3, tall * wide)
     ycc[:, 0] += 128
-    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycc), ycc.round_())
-    return rgb[..., :height, :width].round_().clamp_(0, 255)
+    rgb = (torch.linalg.inv(to_ycc) @ ycc.round_()).view(n, 3, tall, wide)
+    return rgb[..., :height, :width].round().clamp_(0, 255)
 
 
 AUGMENTATIONS = {

@@ -7,7 +7,6 @@ whole after each operation.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
 
 def grey(images: torch.Tensor) -> torch.Tensor:
@@ -41,9 +40,19 @@ def sharpness(images: torch.Tensor, change: float) -> torch.Tensor:
     """Move levels away from the smoothed image, or towards it."""
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # Pillow keeps the border
     smooth = images.clone()
-    around = 9 * F.avg_pool2d(images, 3, stride=1)
+    across = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
+    around = across[:, :, :-2] + across[:, :, 1:-1] + across[:, :, 2:]
     smooth[inner] = ((around + 4 * images[inner]) / 13).round()
     return enhance(smooth, images, change)
+
+
+def count_levels(levels: torch.Tensor) -> torch.Tensor:
+    """Return how often each level occurs in int64 [N,C,K], as int64 [N,C,256]."""
+    if levels.device.type == "cpu":  # twice as fast
+        rows = [torch.bincount(row, minlength=256) for row in levels.flatten(0, 1)]
+        return torch.stack(rows).view(*levels.shape[:2], 256)
+    counts = levels.new_zeros(*levels.shape[:2], 256)
+    return counts.scatter_add_(2, levels, torch.ones_like(levels))
 
 
 def autocontrast(images: torch.Tensor, _value: float) -> torch.Tensor:
@@ -56,8 +65,7 @@ def autocontrast(images: torch.Tensor, _value: float) -> torch.Tensor:
 def equalize(images: torch.Tensor, _value: float) -> torch.Tensor:
     """Spread each channel's levels evenly."""
     levels = images.round().long().flatten(2)  # [N,3,H*W]
-    counts = levels.new_zeros(*levels.shape[:2], 256)
-    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    counts = count_levels(levels)
     brightest = counts.gather(2, levels.amax(2, keepdim=True))
     step = (levels.shape[2] - brightest) // 255
     below = counts.cumsum(2) - counts

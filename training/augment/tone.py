@@ -69,8 +69,7 @@ def clahe(
     mode = "reflect" if more[1] < width and more[3] < height else "replicate"
     padded = F.pad(levels.unsqueeze(1), more, mode=mode).long()
     cells = padded.view(n, tiles, tile_h, tiles, tile_w).transpose(2, 3).reshape(n, tiles**2, area)
-    counts = torch.zeros(n, tiles**2, 256, dtype=torch.long, device=images.device)
-    counts.scatter_add_(2, cells, torch.ones_like(cells))
+    counts = pillow.count_levels(cells)
     limit = (uniform(n, clip) * area / 256).long().clamp(min=1).to(images.device).view(n, 1, 1)
     cut = (counts - limit).clamp(min=0).sum(2, keepdim=True)
     rest = cut % 256
