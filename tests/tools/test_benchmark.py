@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from datasets import build_dataset
 from engine.errors import UserError
 from tools.benchmark import (
     __main__,
+    augmentation,
     classifier,
     loading,
     networks,
@@ -296,3 +298,21 @@ def test_operations_and_memory_by_hand():
         x.view(10, 100)
     assert memory.peak == 8000
     assert memory.now == 4000
+
+
+def test_augmentation_is_timed_beside_albumentations_or_says_that_it_is_missing(monkeypatch):
+    """Every word of its table is one of ours; what theirs is takes the library."""
+    words = {*" ".join(augmentation.CHAIN.values()).split(), *augmentation.PAIRS}
+    images, labels = augmentation.scenes((48, 32), 2)
+    batch = {
+        "image": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
+        "label": torch.from_numpy(np.stack(labels)),
+    }
+    for word in words:
+        out = augmentation.augment_batch([word], batch)()
+        assert out.image.shape == (2, 3, 32, 48), word
+    assert words == {*augmentation.PAIRS}
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    how = {"size": (48, 32), "batch_size": 2, "repeats": 1}
+    with pytest.raises(UserError, match="the plain way is albumentations: pip install"):
+        next(augmentation.run(torch.device("cpu"), **how))

@@ -5,6 +5,7 @@ its labels. Every operation is at the same strength, and happens to every image.
 """
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def augment_batch(words: list[str], batch: dict[str, Tensor]) -> Callable:
 
 
 def augment_each(
-    albumentations, words: list[str], images: list[np.ndarray], labels: list[np.ndarray]
+    albumentations: ModuleType, words: list[str], images: list[np.ndarray], labels: list[np.ndarray]
 ) -> Callable:
     """Return the plain way: images one by one, then stacked."""
     made = []

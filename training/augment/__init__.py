@@ -138,6 +138,7 @@ class Augment:
         plans: list[policies.Plan] = []
         if stages.keys() & {"move", "bend", "policy"}:
             how["way"] = functools.partial(find_way, stages, plans)
+        given = maps
         images, maps = geometry.warp(images, maps, **how)
         n = len(images)
         for row, word in stages.get("paste", ()):
@@ -154,8 +155,12 @@ class Augment:
                 recolour(stages["linear"], images[part])
             for row, word in stages.get("image", ()):
                 on_some(functools.partial(row.apply, **word.values), images[part], word.p)
-        for row, word in stages.get("pair", ()):
-            images, maps = cover(row, word, images, maps)
+            for row, word in stages.get("pair", ()):
+                below = None if maps is None else maps[part]
+                hidden = cover(row, word, images[part], below)
+                if hidden is not None:  # the loader's own are never written to
+                    maps = maps.clone() if maps is given else maps
+                    maps[part] = hidden
         return images, maps
 
     def references(self, device: torch.device) -> torch.Tensor:
@@ -190,15 +195,22 @@ def recolour(rows: list[tuple[Row, Word]], images: torch.Tensor) -> None:
     images[which] = flat.clamp_(0, 255).view_as(images[which])
 
 
-def cover(row: Row, word: Word, images: torch.Tensor, maps: torch.Tensor | None) -> tuple:
-    """Return images and maps with what hides parts of both applied to some of them."""
+def cover(
+    row: Row, word: Word, images: torch.Tensor, maps: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Hide parts of some images, in place, and return their maps, None where they stay."""
     on = draw(len(images), word.p)
     if not on.any():
-        return images, maps
+        return None
+    if on.all():
+        changed, below = row.apply(images, maps, **word.values)
+        images.copy_(changed)
+        return None if below is maps else below
     which = on.nonzero().flatten().to(images.device, non_blocking=True)
-    changed, below = row.apply(images[which], None if maps is None else maps[which], **word.values)
+    some = None if maps is None else maps[which]
+    changed, below = row.apply(images[which], some, **word.values)
     images[which] = changed
-    return images, maps if maps is None else maps.index_copy(0, which, below)
+    return None if below is some else maps.index_copy(0, which, below)
 
 
 def find_way(stages: dict, plans: list, n: int, size: tuple[int, int]) -> geometry.Way:
