@@ -200,33 +200,37 @@ def run_rows(args: argparse.Namespace, image: str, ids: np.ndarray) -> Iterator[
         UserError: an id that is no class.
     """
     if args.foreground:
-        mask = ~np.isin(ids, [*args.without, VOID])
-        if mask.any() or not args.skip_empty:
-            yield [image, runs(mask, args.row_major)]
+        ids = (~np.isin(ids, [*args.without, VOID])).view(np.uint8)
+        found = runs(ids, args.row_major).get(1, "")
+        if found or not args.skip_empty:
+            yield [image, found]
         return
-    highest = int(ids[ids != VOID].max(initial=0))
+    found = runs(ids, args.row_major)
+    highest = max(found.keys() - {VOID}, default=0)
     if highest >= args.num_classes:
         raise UserError(f"{image}: the id {highest} is outside 0..{args.num_classes - 1}")
     for number in range(args.num_classes):
-        mask = ids == number
-        if number in args.without or (args.skip_empty and not mask.any()):
+        if number in args.without or (args.skip_empty and number not in found):
             continue
         ids_of_row = [image, str(number)] if len(args.columns) == 3 else [f"{image}_{number}"]
-        yield [*ids_of_row, runs(mask, args.row_major)]
+        yield [*ids_of_row, found.get(number, "")]
 
 
-def runs(mask: np.ndarray, row_major: bool = False) -> str:
-    """Return where a mask's runs start, from 1, and how long they are, as text.
+def runs(ids: np.ndarray, row_major: bool = False) -> dict[int, str]:
+    """Return where the runs of every id start, from 1, and how long they are, as text.
 
     Args:
-        mask: bool [H,W].
+        ids: uint8 [H,W].
         row_major: along the rows; else down the columns.
     """
-    flat = np.zeros(mask.size + 2, np.int8)
-    flat[1:-1] = (mask if row_major else mask.T).reshape(-1)
-    starts, ends = (np.flatnonzero(np.diff(flat) == step) for step in (1, -1))
-    pairs = np.stack([starts + 1, ends - starts], 1).ravel().tolist()
-    return " ".join(map(str, pairs))
+    flat = (ids if row_major else ids.T).reshape(-1)
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    pairs = np.stack([starts + 1, np.diff(starts, append=len(flat))], 1)
+    held = flat[starts]
+    return {
+        number: " ".join(map(str, pairs[held == number].ravel().tolist()))
+        for number in np.unique(held).tolist()
+    }
 
 
 # ------------------------------------------------------------------ archives
