@@ -147,6 +147,32 @@ def make_folder(
     return root
 
 
+def make_waste(root: Path, n: int = 10, size: tuple[int, int] = (64, 48), seed: int = 0) -> Path:
+    """Write train.json (COCO) and its images, test/ without labels, and sample_submission.csv."""
+    rng, names = np.random.default_rng(seed), ("bottle", "can", "paper")
+    images, annotations = [], []
+    for i in range(n):
+        ids = np.zeros(size[::-1], np.uint8)
+        for category in (1, 2, 3):
+            left, top = 20 * (category - 1) + int(rng.integers(0, 4)), int(rng.integers(0, 30))
+            ids[top : top + 12, left : left + 12] = category
+            corners = [left, top, left + 12, top, left + 12, top + 12, left, top + 12]
+            row = {"id": len(annotations), "image_id": i, "category_id": category}
+            annotations.append(row | {"segmentation": [corners], "iscrowd": 0})
+        name = f"batch_{i // 4:02d}/{i:04d}.jpg"
+        save(root / name, picture(rng, ids))
+        images.append({"id": i, "file_name": name, "width": size[0], "height": size[1]})
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+    value = {"images": images, "categories": categories, "annotations": annotations}
+    (root / "train.json").write_text(json.dumps(value))
+    rows = ["image_id,PredictionString"]
+    for i in range(3):
+        save(root / f"test/batch_09/{i:04d}.jpg", picture(rng, blocks(rng, size, range(4))))
+        rows.append(f"batch_09/{i:04d}.jpg,")
+    (root / "sample_submission.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
 def write_list(path: Path, pairs: Sequence[Sequence[str]]) -> Path:
     """Write a list file."""
     path.write_text("".join(" ".join(pair) + "\n" for pair in pairs))

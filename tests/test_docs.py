@@ -15,7 +15,8 @@ import pseudo_label
 import train_da
 import train_seg
 from datasets.folder import read_class_table
-from tools import make_classes, sheet
+from inference.submissions import Submission
+from tools import coco_to_masks, make_classes, make_folds, sheet, submission
 from worlds import ROOT
 
 SCRIPTS = {
@@ -25,12 +26,19 @@ SCRIPTS = {
     "pseudo_label.py": pseudo_label,
     "ensemble.py": ensemble,
 }
-TOOLS = {"tools.make_classes": make_classes, "tools.sheet": sheet}
+TOOLS = {
+    "tools.coco_to_masks": coco_to_masks,
+    "tools.make_classes": make_classes,
+    "tools.make_folds": make_folds,
+    "tools.sheet": sheet,
+    "tools.submission": submission,
+}
 MARKDOWN = [
     "README.md",
     "docs/experiments.md",
     "docs/own-data.md",
     "docs/loveda.md",
+    "docs/waste.md",
     "docs/augment.md",
 ]
 PAGES = [*MARKDOWN, *SCRIPTS]
@@ -137,6 +145,32 @@ def test_the_page_of_loveda_runs_as_written(tmp_path: Path, monkeypatch):
         assert "loveda_best.pth" in names(f"snapshots/{run_name}")
     assert any(name.endswith(".png") for name in names("snapshots/city/seen"))
     assert len(names("snapshots/city/test/submission")) == 4
+
+
+def test_the_page_of_waste_runs_as_written(tmp_path: Path, monkeypatch):
+    """The loop over five folds for two of them."""
+    fakedata.make_waste(tmp_path / "export")
+    monkeypatch.chdir(tmp_path)
+    page = commands("docs/waste.md")
+    assert len(page) <= 10
+    loop = [words for words in page if "fold" in " ".join(words) and "$" in " ".join(words)]
+    at = page.index(loop[0])
+    assert page[at : at + len(loop)] == loop
+    for words in page[:at]:
+        run(words)
+    for fold in "01":
+        for words in loop:
+            words = [w.replace("${fold}", fold).replace("$fold", fold) for w in words]
+            run(words, *SHORT, "--input-size", "64", "--crop-size", "48,48")
+    for fold in "234":
+        shutil.copy("submissions/fold1.csv", f"submissions/fold{fold}.csv")
+    for words in page[at + len(loop) :]:
+        run(words)
+    final, one = (Submission(path, 4) for path in ("submission.csv", "submissions/fold1.csv"))
+    assert final.images == [b"batch_09/0000.jpg", b"batch_09/0001.jpg", b"batch_09/0002.jpg"]
+    for image in final.images:  # four votes of five
+        assert final.length == 256 * 256
+        assert np.array_equal(final.read(image), one.read(image))
 
 
 def test_the_readmes_demo_has_a_column_for_the_seed_of_make_demo():
