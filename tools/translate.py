@@ -3,8 +3,8 @@
     python -m tools.translate data/GTA5/images --like data/Cityscapes/leftImg8bit/train \\
         --method fda --beta 0.01 --save data/GTA5
 
-Writes DIR/images_translated/NAME.png, the names and sizes of the originals, which `--source cyclegta`
-reads beside DIR/labels (or beside those of --source-option label_root=FOLDER). The folder has that
+Writes DIR/images_translated/NAME.png, of the originals' names and sizes; `--source cyclegta` reads
+them beside DIR/labels (or beside those of --source-option label_root=FOLDER). The folder has that
 name when it is whole; the same command again goes on with what is missing.
 
 lab gives L*, a* and b* the mean and deviation of an image of --like (Reinhard et al. 2001, in CIE
@@ -47,9 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = options.parser(__doc__)
     flag = parser.add_argument
     flag("images", metavar="SOURCE_DIR", help="images to translate, in subfolders too")
-    flag(
-        "--like", required=True, metavar="TARGET_DIR", help="images whose appearance they are given"
-    )
+    flag("--like", required=True, metavar="TARGET_DIR", help="images whose look they are given")
     flag("--method", required=True, choices=["lab", "fda", "histogram"], help="how")
     flag("--save", required=True, metavar="DIR", help=f"that {NAME}/ is written into")
     flag(
