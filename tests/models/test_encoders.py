@@ -11,8 +11,8 @@ from torch import nn
 
 import integers
 from engine.errors import UserError
-from models import build_model
-from models.encoders import ENCODERS, beit, build_encoder
+from models import build_model, load_weights
+from models.encoders import ENCODERS, Encoder, beit, build_encoder
 from models.layers import upsample_to
 from published import pattern
 
@@ -218,12 +218,22 @@ def test_parameters_and_shapes(name: str):
     assert all(p.grad is not None for p in encoder.parameters())
 
 
+def loaded(name: str, state: dict[str, torch.Tensor], folder: Path) -> Encoder:
+    """Return a network's encoder, every tensor of it set from a file."""
+    torch.save(state, folder / "theirs.pth")
+    network = build_model("fpn", 2, encoder=name, pyramid_channels=8, width=32).eval()
+    report = load_weights(network, folder / "theirs.pth")
+    assert not [one for one in report.missing if one.startswith("encoder.")]
+    return network.encoder
+
+
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden(name: str):
+def test_golden(name: str, tmp_path: Path):
     mean, std, *values = GOLDEN[name]
-    encoder = build_encoder(name, 32).eval()
-    shapes = [(published(name, key), value.shape) for key, value in encoder.state_dict().items()]
-    encoder.load_state_dict(encoder.convert_weights(integers.state(shapes)))
+    with torch.device("meta"):
+        own = build_encoder(name, 32).state_dict()
+    shapes = [(published(name, key), value.shape) for key, value in own.items()]
+    encoder = loaded(name, integers.state(shapes), tmp_path)
     image = integers.uniform("input", 3 * 64 * 64).float().view(1, 3, 64, 64)
     with torch.no_grad():
         deepest = encoder.features(image)[-1]
@@ -273,14 +283,15 @@ def test_beit_gives_timms_tokens_and_its_files_fit_another_size():
         torch.testing.assert_close(after[j], before[i])
 
 
-def test_convnext_gives_the_authors_logits():
+def test_convnext_gives_the_authors_logits(tmp_path: Path):
     """Of facebookresearch/ConvNeXt@048efce; their classifier is put behind the deepest map."""
-    encoder = build_encoder("convnext_tiny", 32, norms=False).eval()
-    shapes = [(key, value.shape) for key, value in encoder.state_dict().items()]
-    encoder.load_state_dict(integers.state(shapes))
+    with torch.device("meta"):
+        own = build_encoder("convnext_tiny", 32, norms=False).state_dict()
+    state = integers.state([(key, value.shape) for key, value in own.items()])
     image = integers.uniform("input", 3 * 64 * 64).float().view(1, 3, 64, 64)
     head = {"norm.weight": (768,), "norm.bias": (768,), "head.weight": (1000, 768)}
     head = integers.state([(k, torch.Size(s)) for k, s in [*head.items(), ("head.bias", (1000,))]])
+    encoder = loaded("convnext_tiny", state | head, tmp_path)
     with torch.no_grad():
         pooled = encoder.features(image)[-1].mean((2, 3))
         pooled = F.layer_norm(pooled, (768,), head["norm.weight"], head["norm.bias"], 1e-6)
