@@ -35,12 +35,16 @@ demo: $(RUNTIME)
 test: $(DEV)
 	$(PYTHON) -m pytest -n auto --dist loadgroup
 
-# in a .venv-peers of its own; torchvision without its dependencies, or it brings another torch
+# in a .venv-peers that sees the packages of PYTHON; torchvision without its dependencies, or it
+# brings another torch
 PEERS := torchvision==0.28.0 timm==1.0.31 segmentation-models-pytorch==0.6.0 transformers==5.24.0
-.venv-peers/done: requirements-peers.txt requirements.txt
-	python3 -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+WHERE := import sysconfig; print(sysconfig.get_path("purelib"))
+PEERS_INSTALL := .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check
+.venv-peers/done: requirements-peers.txt $(DEV)
+	$(PYTHON) -m venv .venv-peers
+	$(PYTHON) -c '$(WHERE)' > "$$(.venv-peers/bin/python -c '$(WHERE)')/pythons.pth"
+	$(PEERS_INSTALL) -r requirements-peers.txt
+	$(PEERS_INSTALL) --no-deps $(PEERS)
 	@touch $@
 
 test-peers: .venv-peers/done
