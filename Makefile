@@ -5,7 +5,7 @@ SNAPSHOT_DIR ?= snapshots/demo
 help:
 	@echo "make demo   adapt a small network on drawn streets and score it (1 to 3 minutes)"
 	@echo "make test   run the tests, two at a time on two cores (about 11 minutes)"
-	@echo "make test-peers  compare with torchvision, timm, smp and transformers (10 minutes)"
+	@echo "make test-peers  compare with torchvision, timm, smp and transformers (3 minutes)"
 	@echo "make lint   ruff, check and format"
 	@echo "PYTHON=python3 uses that interpreter's packages instead of a new .venv"
 
