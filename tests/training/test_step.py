@@ -256,3 +256,25 @@ def test_what_averages_whole_images_trains_on_one(name: str):
     student = Student(Training({"name": name}), 2, CPU)
     outputs = student(torch.rand(1, 3, 96, 64))
     assert outputs["out"].isfinite().all()
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_terms_of_a_network_s_own_know_the_weights(balanced: bool, monkeypatch):
+    """Mask2Former's are none of `pixel_loss`, which knows the weights of classes and pixels."""
+    words = {"encoder": "resnet18", "width": 32, "queries": 4, "pixel_layers": 1, "layers": 1}
+    training = Training({"name": "mask2former", **words, "points": 64})
+    student = Student(training, 2, CPU, torch.tensor([1.0, 5.0]))
+    assert student.pixel_loss.terms == []  # those of the set of masks are enough
+    seen, own = {}, student.network.loss
+
+    def loss(outputs, label, pixel_loss, **weights):
+        seen.update(weights)
+        return own(outputs, label, pixel_loss, **weights)
+
+    monkeypatch.setattr(student.network, "loss", loss)
+    label, pixels = torch.zeros(1, 32, 32, dtype=torch.uint8), torch.full((1, 32, 32), 0.5)
+    outputs = student(torch.rand(1, 3, 32, 32) * 255)
+    terms = student.loss(outputs, label, "mix", pixel_weight=pixels, balanced=balanced)
+    assert list(terms) == ["mix", "mix_mask", "mix_dice"]
+    assert seen["pixel_weight"] is pixels
+    assert seen["class_weight"] is (student.pixel_loss.class_weight if balanced else None)
