@@ -103,7 +103,7 @@ def unreadable(monkeypatch):
 
     for script in (train_da, train_seg):
         monkeypatch.setattr(script, "pick_device", lambda _: META)
-        monkeypatch.setattr(script, "validate", lambda *_, **__: {"miou": 0.0})
+        monkeypatch.setattr(script, "validate_all", lambda *_, **__: {"miou": 0.0})
     for module in (train_da, student):
         monkeypatch.setattr(module, "autocast", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # there is none on meta
@@ -272,8 +272,8 @@ def test_terms_of_a_network_s_own_know_the_weights(balanced: bool, monkeypatch):
         return own(outputs, label, pixel_loss, **weights)
 
     monkeypatch.setattr(student.network, "loss", loss)
-    label, pixels = torch.zeros(1, 32, 32, dtype=torch.uint8), torch.full((1, 32, 32), 0.5)
-    outputs = student(torch.rand(1, 3, 32, 32) * 255)
+    label, pixels = torch.zeros(1, 64, 64, dtype=torch.uint8), torch.full((1, 64, 64), 0.5)
+    outputs = student(torch.rand(1, 3, 64, 64) * 255)
     terms = student.loss(outputs, label, "mix", pixel_weight=pixels, balanced=balanced)
     assert list(terms) == ["mix", "mix_mask", "mix_dice"]
     assert seen["pixel_weight"] is pixels
