@@ -41,10 +41,10 @@ from engine.errors import UserError
 from engine.files import refuse_replacing, write_text
 from engine.values import Images
 from engine.words import keywords
-from inference import instances, intervals, label_folders, loop, outputs, photographs
-from inference.boundaries import BoundaryIoU
+from inference import intervals, label_folders, loop, outputs, photographs
 from inference.crf import DenseCrf, refine
 from inference.metrics import ConfusionMatrix, plain
+from inference.others import Others
 from inference.page import predicted, reporting
 from inference.report import below_each_other, side_by_side
 from models import MODELS
@@ -52,9 +52,10 @@ from models import MODELS
 # flags that act on networks alone
 FOR_NETWORKS = {"save", "input_size", "batch_size", "flip", "slide", "scales", "align_corners"}
 FOR_NETWORKS |= {"model", "crf", "weights_entry", "device", "precision", "images"}
+FOR_NETWORKS |= {"calibration", "temperature"}
 # and those that act on labels alone
 FOR_LABELS = {"classes", "json", "set", "data_list", "batch_size", "cache", "loader_timeout"}
-FOR_LABELS |= {"intervals", "boundaries", "instances", "val"}
+FOR_LABELS |= {"intervals", "boundaries", "instances", "calibration", "val"}
 # and those that name the one set of images that --val stands instead of
 FOR_ONE_SET = {"dataset", "data_dir", "data_list", "set", "data_option", "predictions", "report"}
 
@@ -94,6 +95,11 @@ def parse_args(argv: list[str] | None = None):
         "--boundaries",
         action="store_true",
         help="score outlines too: IoU within 2 %% of the diagonal of them (Boundary IoU)",
+    )
+    parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help="also how far confidences are from the share that is right (ECE), of each class",
     )
     parser.add_argument("--save", metavar="DIR", help="write the predictions as PNGs")
     parser.add_argument(
@@ -218,8 +224,8 @@ def score_checkpoint(
         raise UserError(f"{dataset.root}: split test has no labels: give --save to predict it")
     scored = scored_classes(args, dataset)
     sizes = {"input": set(), "label": set()}
-    boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
-    niou = instances.InstanceIoU(dataset) if args.instances else None
+    sure = args.calibration or page.wanted
+    others = Others(dataset, args.boundaries, args.instances, sure)
     start = time.perf_counter()
     with saving(args, path, dataset, name) as save, page.part(dataset) as seen:
 
@@ -228,12 +234,9 @@ def score_checkpoint(
             sizes["label"].add(tuple(pred.shape[-2:]))
             save(batch["name"], pred)
             seen.batch(batch, pred, confidence)
-            if boundaries and "label" in batch:
-                boundaries.update(pred, batch["label"])
-            if niou and "label" in batch:
-                niou.update(batch["name"], pred)
+            others.update(batch, pred, confidence)
 
-        how = {"each_image": args.intervals, "with_confidence": page.wanted}
+        how = {"each_image": args.intervals, "with_confidence": sure}
         loading = options.loading(args)
         confusion = loop.evaluate(predictor, dataset, loading, args.batch_size, note, **how)
     protocol = {
@@ -244,11 +247,17 @@ def score_checkpoint(
         **({} if args.crf is None else {"crf": " ".join(args.crf) or "yes"}),
         "slide": args.slide and "{}x{}".format(*args.slide),
         "precision": predictor.precision,
+        **({"temperature": predictor.temperature} if args.temperature else {}),
         "checkpoint": path,
     }
-    seen.finish(path, protocol, scored)
+    calibrated = {} if confusion.is_empty else others.calibrated()
+    seen.finish(path, protocol, scored, calibrated)
     seconds = time.perf_counter() - start
-    return report(args, dataset, confusion, scored, protocol, seconds, (boundaries, niou))
+    result = report(args, dataset, confusion, scored, protocol, seconds, others)
+    if args.calibration and calibrated:
+        print(f"expected calibration error {calibrated['ece']:.2f} %, of 15 bins")
+        result |= calibrated
+    return result
 
 
 def predict_images(args, path: str, page: reporting.Page) -> dict:
@@ -333,8 +342,7 @@ def score_folder(args, folder: str, page: reporting.Page) -> dict:
     confusion = ConfusionMatrix(
         dataset.num_classes, dataset.class_names, allow_void=True, each_image=args.intervals
     )
-    boundaries = BoundaryIoU(dataset.num_classes) if args.boundaries else None
-    niou = instances.InstanceIoU(dataset) if args.instances else None
+    others = Others(dataset, args.boundaries, args.instances)
     sizes = set()
     start = time.perf_counter()
     own = processes.share(len(pairs))
@@ -343,10 +351,7 @@ def score_folder(args, folder: str, page: reporting.Page) -> dict:
         for batch in loader:
             confusion.update(batch["pred"], batch["label"])
             seen.batch(batch, batch["pred"], None)
-            if boundaries:
-                boundaries.update(batch["pred"], batch["label"])
-            if niou:
-                niou.update(batch["name"], batch["pred"])
+            others.update(batch, batch["pred"])
             sizes.add(tuple(batch["label"].shape[-2:]))
     confusion.add_up_processes()
     protocol = {
@@ -356,7 +361,7 @@ def score_folder(args, folder: str, page: reporting.Page) -> dict:
     }
     seen.finish(folder, protocol, scored)
     seconds = time.perf_counter() - start
-    return report(args, dataset, confusion, scored, protocol, seconds, (boundaries, niou))
+    return report(args, dataset, confusion, scored, protocol, seconds, others)
 
 
 def scored_classes(args, dataset) -> list[int] | None:
@@ -379,9 +384,8 @@ def shown_sizes(seen: set[tuple[int, int]]) -> str:
     return f"{len(sizes)} sizes"
 
 
-def report(args, dataset, confusion, scored, protocol: dict, seconds: float, others: tuple) -> dict:
+def report(args, dataset, confusion, scored, protocol: dict, seconds: float, others) -> dict:
     """Print the protocol and the scores, of boundaries and instances too; return all."""
-    boundaries, niou = others
     protocol = {
         "dataset": dataset.name,
         "images": dataset.list_file or dataset.split,
@@ -417,16 +421,9 @@ def report(args, dataset, confusion, scored, protocol: dict, seconds: float, oth
         result["draws"] = intervals.drawn_miou(confusion.images, scored)
         result["miou_interval"] = intervals.interval(result["draws"])
         print(f"mIoU {scores['miou']:.1f} {result['miou_interval']}, 95 % of the draws of images")
-    if boundaries:
-        boundaries.add_up_processes()
-        result |= boundaries.summary(dataset.class_names, scored)
-        if result["boundary_miou"] is not None:
-            print(f"boundary mIoU {result['boundary_miou']:.2f}")
-    if niou:
-        niou.add_up_processes()
-        found = niou.summary(confusion, scored)
-        result |= found
-        print("\n".join(instances.lines(found)))
+    found, lines = others.results(confusion, scored)
+    result |= found
+    print("\n".join(lines), end="\n" if lines else "")
     if dataset.categories:
         categories = confusion.group_iou(dataset.categories)
         present = [iou for iou in categories.values() if not math.isnan(iou)]

@@ -168,6 +168,7 @@ def settings_of(args, predictors: list, dataset) -> dict:
         "scales": args.scales,
         "flip": args.flip,
         "slide": args.slide,
+        **({"temperature": True} if args.temperature else {}),
         "align_corners": predictors[0].align_corners,
         "precision": [predictor.precision for predictor in predictors],
         "threshold": args.threshold,

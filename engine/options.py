@@ -124,6 +124,11 @@ def add_views(parser: Parser) -> None:
         help="predict in windows that overlap by half; multiples of 32",
     )
     flag(
+        "--temperature",
+        action="store_true",
+        help="divide logits by the checkpoint's temperature, which tools.calibrate fitted",
+    )
+    flag(
         "--align-corners",
         action=BOOLEAN,
         help="how logits are resized; default: the checkpoint's, else the network's own",
@@ -132,4 +137,4 @@ def add_views(parser: Parser) -> None:
 
 def views(args: argparse.Namespace) -> Views:
     """Return how an image is shown to a network."""
-    return Views(args.scales, args.flip, args.slide)
+    return Views(args.scales, args.flip, args.slide, args.temperature)

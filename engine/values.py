@@ -70,11 +70,13 @@ class Views:
         scales: factors of the input size, each above 0.
         flip: add the mirrored image of every scale.
         slide: windows of W, H input pixels, multiples of 32; None for the whole image at once.
+        temperature: divide logits by the checkpoint's (`tools.calibrate`).
     """
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     slide: tuple[int, int] | None = None
+    temperature: bool = False
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,7 @@ class Refined:
     def __init__(self, predictor: Predictor, crf: DenseCrf):
         self.predictor, self.crf, self.device = predictor, crf, predictor.device
         self.align_corners, self.precision = predictor.align_corners, predictor.precision
+        self.temperature = predictor.temperature
 
     __call__ = Predictor.__call__
 

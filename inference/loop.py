@@ -243,8 +243,15 @@ def restore_all(
         network = models.fold_batchnorm(network)
         models.check_values(network.state_dict(), f"{path} with batch norms folded")
         network = network.to(device, memory_format=torch.channels_last)
-        predictors.append(Predictor(network, pick_precision(chosen, device), views))
+        chosen = pick_precision(chosen, device)
+        predictors.append(Predictor(network, chosen, views, _temperature(path, checkpoint, views)))
     return predictors, dataset
+
+
+def _temperature(path: str | Path, checkpoint: dict[str, Any], views: Views) -> float:
+    if views.temperature and "temperature" not in checkpoint:
+        raise UserError(f"{path} has no temperature: python -m tools.calibrate fits one")
+    return checkpoint["temperature"] if views.temperature else 1.0
 
 
 def _check_agreement(paths: list[str], checkpoints: list[dict], given: dict) -> None:

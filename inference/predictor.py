@@ -33,6 +33,7 @@ class Predictor:
             moves mIoU by about a point, so it belongs to the checkpoint.
         precision: "bf16" or "fp32" of the network; everything after it is float32.
         views: see `Views`, and `windows`.
+        temperature: that logits are divided by; 1 leaves them as they are.
 
     Raises:
         UserError: a value that is not allowed.
@@ -47,6 +48,7 @@ class Predictor:
         network: nn.Module,
         precision: str = "fp32",
         views: Views = Views(),  # noqa: B008 -- frozen
+        temperature: float = 1.0,
     ) -> None:
         scales, slide = views.scales, views.slide
         if not scales or not all(0 < scale < math.inf for scale in scales):
@@ -54,6 +56,7 @@ class Predictor:
         if slide is not None and any(side < 32 or side % 32 for side in slide):
             raise UserError(f"a window's sides must be multiples of 32, given {slide}")
         self.network, self.precision, self.views = network, precision, views
+        self.temperature = temperature
         self.device = next(network.parameters()).device
         self.align_corners = network.align_corners
 
@@ -124,7 +127,8 @@ class Predictor:
         images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.precision, self.device):
             outputs = self.network(images, aux="aux" in heads)
-        return torch.cat([outputs[head].float() for head in heads], 1)
+        logits = torch.cat([outputs[head].float() for head in heads], 1)
+        return logits if self.temperature == 1 else logits / self.temperature
 
 
 class Ensemble:

@@ -42,6 +42,7 @@ SHAPE = {
     "align_corners?": bool,
     "precision?": OneOf("auto", "bf16", "fp32"),
     "step?": Within(0),
+    "temperature?": float,  # of `inference.calibration`
     "score?": Either(None, dict),
     ...: object,
 }
@@ -87,6 +88,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     classes, count = content["classes"], content["arch"]["num_classes"]
     if len(classes) != count or len(set(classes)) != count:
         raise UserError(f"{path}: {len(set(classes))} names of classes, {count} classes in arch")
+    if content.get("temperature", 1) <= 0:
+        raise UserError(f"{path}: temperature is {content['temperature']}; above 0 expected")
     if isinstance(content.get("input_size"), list):
         content["input_size"] = tuple(content["input_size"])
     _check_arch(path, content["arch"])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from browser import Browser
+from inference.calibration import Calibration
 from inference.page import assemble
 from inference.page.gathering import Gathering
 from inference.page.report import SCRIPTS, STYLES, Part, join
@@ -38,6 +39,7 @@ def report(tmp_path_factory):
     """A page of two networks, the second of which errs twice as much, and an unlabelled image."""
     root = tmp_path_factory.mktemp("report")
     for k in (0, 1):
+        sure_right = Calibration(len(CLASSES))
         with Gathering(root / str(k), CLASSES, PALETTE) as part:
             for number in range(IMAGES):
                 truth, pred = map(torch.from_numpy, drawn(number * (k + 1)))
@@ -46,7 +48,10 @@ def report(tmp_path_factory):
                 sure = torch.full((H, W), 0.9 - number / 20)
                 photograph = Image.new("RGB", (W, H), (120, 130, 140))
                 part.add((number, name), lambda one=photograph: one, pred, label, sure)
-        part.finish(f"net <b>{k}</b>", {"checkpoint": EVIL})
+                sure_right.update(pred[None], sure[None], truth[None])
+        sure_right.add_up_processes()
+        more = sure_right.summary(CLASSES)
+        part.finish(f"net <b>{k}</b>", {"checkpoint": EVIL}, more=more)
     join([Part.read(root / str(k)) for k in (0, 1)], root / "page")
     return root / "page"
 
@@ -167,6 +172,18 @@ def test_networks_are_compared(browser):
     assert [text for text in shown if text.startswith("difference")] == ["difference, net <b>1</b>"]
     assert pixel(browser, "difference", 2, 5) == [255, 150, 0, 255]  # the first alone is right
     assert pixel(browser, "difference", 2, 20) == [0, 0, 0, 120]  # no difference
+
+
+def test_reliability_is_drawn_of_all_and_of_each_class(browser):
+    browser.run("document.getElementById('reliability').open = true")
+    shown = browser.texts("#reliability figcaption")
+    assert [text.partition(":")[0] for text in shown] == [
+        f"net <b>{k}</b>, all classes" for k in (0, 1)
+    ]
+    bars = browser.run("return document.querySelectorAll('#reliability rect[fill-opacity]').length")
+    browser.choose("#calibrated", "3")
+    assert browser.texts("#reliability figcaption")[0].startswith(f"net <b>0</b>, {EVIL}: ECE ")
+    assert 2 <= bars <= 2 * 15
 
 
 def test_panes_opacity_and_palette(browser):

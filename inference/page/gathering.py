@@ -87,13 +87,20 @@ class Gathering:
         if weight is not None:
             pictures.write_mistakes(self.folder, place, image, weight)
 
-    def finish(self, name: str, about: dict[str, Any], scored: list[int] | None = None) -> None:
+    def finish(
+        self,
+        name: str,
+        about: dict[str, Any],
+        scored: list[int] | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> None:
         """Write report.json, in process 0, when the files are written.
 
         Args:
             name: of the network.
             about: what is to be said of it, texts and numbers.
             scored: classes of the mean; None for all.
+            more: to be drawn; see `Calibration.summary`.
         """
         rows = sorted(row for rows in processes.gather(self._rows) for row in rows)
         if processes.rank() != 0:
@@ -109,6 +116,7 @@ class Gathering:
             ],
             "runs": [{"name": name, "about": about, "rows": [list(row[-2:]) for row in rows]}],
         }
+        report["runs"][0] |= more or {}
         write_text(self.folder / "report.json", json.dumps(report))
 
     def __enter__(self) -> "Gathering":

@@ -29,7 +29,7 @@ from inference.page import assemble, pictures
 from inference.page.gathering import FOLDERS, FORMAT, unpacked
 
 STYLES = ("common.css", "gallery.css")
-SCRIPTS = ("common.js", "scores.js", "gallery.js", "maps.js", "viewer.js")
+SCRIPTS = ("common.js", "scores.js", "calibration.js", "gallery.js", "maps.js", "viewer.js")
 IMAGE = {"name": str, "size": (int, int), "labelled": bool, ...: object}
 ROW = (Either(float, None), [int])
 RUN = {"name": str, "about": dict, "rows": [ROW], ...: object}

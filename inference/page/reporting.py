@@ -67,10 +67,16 @@ class Seeing:
         if self.gathering is not None:
             self.gathering.add((self._numbers[name], name), photograph, *maps)
 
-    def finish(self, name: str, about: dict[str, Any], scored: list[int] | None) -> None:
+    def finish(
+        self,
+        name: str,
+        about: dict[str, Any],
+        scored: list[int] | None,
+        more: dict[str, Any] | None = None,
+    ) -> None:
         """Write down what is known of the network; see `Gathering.finish`."""
         if self.gathering is not None:
-            self.gathering.finish(name, about, scored)
+            self.gathering.finish(name, about, scored, more)
 
     def _read(self, index: int) -> Any:
         return self.dataset.read(index)[0]
