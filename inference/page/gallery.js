@@ -74,7 +74,8 @@ function show(printed = 0) {
   list.style.height = `${Math.ceil(state.order.length / columns) * rowHeight}px`;
   const top = -list.getBoundingClientRect().top;
   const from = Math.max(0, Math.floor(top / rowHeight) - 1) * columns;
-  const to = (Math.ceil((top + innerHeight) / rowHeight) + 1) * columns;
+  // two rows at least: the tab key finds no card that is not there
+  const to = Math.max(2, Math.ceil((top + innerHeight) / rowHeight) + 1) * columns;
   const [first, end] = printed ? [0, printed] : [from, to];
   for (const [place, card] of drawn) {
     const on = place >= first && place < end;
