@@ -28,11 +28,13 @@ class Made(NamedTuple):
         images: the folder that its images are put into.
         labels: that of the label maps.
         palette: (r, g, b) of every id up to the highest.
+        in_place: whether the images lie where they belong already.
     """
 
     images: Path
     labels: Path
     palette: list[tuple[int, int, int]]
+    in_place: bool
 
     def write_label(self, name: str, ids: np.ndarray) -> None:
         """Write the label map of an image, uint8 [H,W]; `name` is the image's path."""
@@ -45,6 +47,8 @@ class Made(NamedTuple):
             UserError: it cannot be.
         """
         target = self.images / name
+        if self.in_place:
+            return
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -56,13 +60,20 @@ class Made(NamedTuple):
 
 
 @contextlib.contextmanager
-def making(root: str | Path, table: dict[str, Any], split: str | None = None) -> Iterator[Made]:
+def making(
+    root: str | Path,
+    table: dict[str, Any],
+    split: str | None = None,
+    images: str | Path | None = None,
+) -> Iterator[Made]:
     """Yield folders to fill; they get their names when the block ends without an error.
 
     Args:
         root: of the data set, made if absent. Images may be there already, or are put into `Made`.
         table: what classes.json is to hold; one that is there must hold the same.
         split: of the layout, or None where there is none.
+        images: the folder that images are going to be placed from, if they are; it may be the one
+            that they belong into.
     Raises:
         UserError: labels of another conversion are there, or images that would be replaced; a
             table that differs; nothing can be written.
@@ -71,6 +82,10 @@ def making(root: str | Path, table: dict[str, Any], split: str | None = None) ->
     rows = check_class_table(path, table)
     places = {kind: root / kind / (split or "") for kind in ("labels", "images")}
     refuse_another(root, places["labels"], split)
+    there = places["images"].exists()
+    in_place = bool(images and there and places["images"].samefile(images))
+    if images and there and not in_place:
+        raise UserError(f"{places['images']} exists already: give another folder")
     if path.exists() and read_class_table(path) != rows:
         raise UserError(f"{path} has other classes: remove it, or give another folder")
     palette = [(0, 0, 0)] * (1 + max((row.id for row in rows if row.colour), default=0))
@@ -80,7 +95,7 @@ def making(root: str | Path, table: dict[str, Any], split: str | None = None) ->
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=UNFINISHED) as unfinished:
-            made = Made(Path(unfinished, "images"), Path(unfinished, "labels"), palette)
+            made = Made(Path(unfinished, "images"), Path(unfinished, "labels"), palette, in_place)
             made.labels.mkdir()
             yield made
             if made.images.exists():

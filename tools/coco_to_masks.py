@@ -61,7 +61,10 @@ def main(args: argparse.Namespace) -> None:
     pixels, holding = np.zeros(256, np.int64), np.zeros(256, np.int64)
     how = (args.background, args.order, args.crowds)
     table = table_of_names(names, colours(len(names)))
-    with making(args.save, table, args.split) as made, Writers(os.cpu_count() or 1) as write:
+    with (
+        making(args.save, table, args.split, args.images) as made,
+        Writers(os.cpu_count() or 1) as write,
+    ):
         for entry in tqdm(entries, disable=None, leave=False):
             if not len(entry.annotations):
                 coco.counts["images have no annotation (background alone)"] += 1

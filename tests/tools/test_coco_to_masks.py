@@ -250,6 +250,20 @@ def test_images_are_looked_at(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+def test_images_that_are_in_place_stay(tmp_path: Path):
+    path = tmp_path / "out/images/a.jpg"
+    fakedata.save(path, np.zeros((*SIZE[::-1], 3), np.uint8))
+    number = path.stat().st_ino
+    convert(tmp_path, document(SMALL), "--images", str(tmp_path / "out/images"))
+    assert path.stat().st_ino == number
+    assert len(build_dataset("folder", tmp_path / "out", split="train")) == 1
+    (tmp_path / "out/labels").rename(tmp_path / "before")
+    (tmp_path / "out/images").rename(tmp_path / "elsewhere")
+    path.parent.mkdir()
+    with pytest.raises(UserError, match="images exists already: give another folder"):
+        convert(tmp_path, document(SMALL), "--images", str(tmp_path / "elsewhere"))
+
+
 def test_another_conversion_is_not_replaced(tmp_path: Path):
     convert(tmp_path, document(SMALL))
     with pytest.raises(UserError, match="labels exists already, of another conversion"):

@@ -71,7 +71,10 @@ def main(args: argparse.Namespace) -> None:
     whole_table = None not in given and len(set(given)) == len(given)
     palette = given if whole_table else colours(len(names))
     table = table_of_names(names, palette)
-    with making(args.save, table, args.split) as made, Writers(os.cpu_count() or 1) as write:
+    with (
+        making(args.save, table, args.split, args.images) as made,
+        Writers(os.cpu_count() or 1) as write,
+    ):
         for entry in tqdm(entries, disable=None, leave=False):
             label = entry.draw(id_of, rest)
             if entry.image is not None:
