@@ -78,6 +78,14 @@ def test_labelme(shapes, expected, tmp_path: Path):
     assert dataset.pairs == [("images/a.jpg", "labels/a.png")]
 
 
+def test_labelme_of_old_states_no_size(tmp_path: Path):
+    folder = labelme(tmp_path, shape(SQUARE))
+    value = json.loads((folder / "a.json").read_text())
+    del value["imageWidth"], value["imageHeight"]
+    (folder / "a.json").write_text(json.dumps(value))
+    assert run(tmp_path, "labelme", folder)[1] == "011100"
+
+
 def test_labelme_counts_what_has_no_area(tmp_path: Path, capsys):
     line = shape([[0, 0], [3, 3]], shape_type="line")
     folder = labelme(tmp_path, shape(SQUARE), line, shape([[9, 9], [12, 9], [12, 12]]))

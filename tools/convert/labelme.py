@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.files import image_size
 from datasets.making import check_size
 from datasets.opening import opened
 from datasets.text import read_json
@@ -28,7 +29,7 @@ FILE = {
         "label": str, "points": [(float, float)], "shape_type?": Either(str, None),
         "mask?": Either(str, None), ...: object,
     }],
-    "imageWidth": Within(1), "imageHeight": Within(1), ...: object,
+    "imageWidth?": Within(1), "imageHeight?": Within(1), ...: object,  # not in old ones
 }  # fmt: skip
 
 
@@ -46,7 +47,9 @@ def read(folder: Path, images: Path | None) -> Export:
     for name in names:
         path = folder / name
         value = read_json(path, FILE, "annotation of Labelme")
-        size = value["imageWidth"], value["imageHeight"]
+        image = tree.find(split_ending(name)[0] + ".jpg")
+        size = value.get("imageWidth"), value.get("imageHeight")
+        size = image_size(image) if None in size else size
         check_size(str(path), *size)
         shapes = []
         for one in value["shapes"]:
@@ -55,7 +58,6 @@ def read(folder: Path, images: Path | None) -> Export:
                 counts[f"objects are a {form}, without an area (left out)"] += 1
                 continue
             shapes.append(Shape(one["label"], _region(one, form, size, path)))
-        image = tree.find(split_ending(name)[0] + ".jpg")
         labels = {shape.label for shape in shapes}
         draw = drawer(shapes, size, counts, str(path))
         entries.append(Entry(str(path), split_ending(name)[0], labels, draw, image, size))
