@@ -2,6 +2,8 @@
 
     python -m tools.translate data/GTA5/images --like data/Cityscapes/leftImg8bit/train \\
         --method fda --beta 0.01 --save data/GTA5
+    python -m tools.translate data/day --method cyclegan \\
+        --restore-from snapshots/cyclegan/cyclegan_20000.pth --save data/translated
 
 Writes DIR/images_translated/NAME.png, of the originals' names and sizes; `--source cyclegta` reads
 them beside DIR/labels (or beside those of --source-option label_root=FOLDER). The folder has that
@@ -10,7 +12,7 @@ name when it is whole; the same command again goes on with what is missing.
 lab gives L*, a* and b* the mean and deviation of an image of --like (Reinhard et al. 2001, in CIE
 L*a*b*), fda gives the lowest frequencies its amplitudes (Yang and Soatto 2020), histogram gives
 each channel its distribution of values. Which image it is depends on --random-seed and on the
-name alone.
+name alone. cyclegan runs a generator of `python -m tools.cyclegan`, or of a file of its authors.
 """
 
 import argparse
@@ -32,10 +34,12 @@ from datasets.text import read_json
 from datasets.walk import composed, split_ending, summary, walk_files
 from engine import options, parsing, start
 from engine.command_line import refuse_idle
+from engine.device import pick_device
 from engine.errors import UserError
-from engine.files import digest, whole, write_text
+from engine.files import digest, file_digest, whole, write_text
 from engine.seeds import seed_for
 from inference.outputs import Writers, held, writable_folder
+from models import cyclegan
 from training.augment import style
 
 NAME = "images_translated"
@@ -47,8 +51,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = options.parser(__doc__)
     flag = parser.add_argument
     flag("images", metavar="SOURCE_DIR", help="images to translate, in subfolders too")
-    flag("--like", required=True, metavar="TARGET_DIR", help="images whose look they are given")
-    flag("--method", required=True, choices=["lab", "fda", "histogram"], help="how")
+    flag("--like", metavar="TARGET_DIR", help="images whose look they are given")
+    flag("--method", required=True, choices=[*METHODS, "cyclegan"], help="how")
     flag("--save", required=True, metavar="DIR", help=f"that {NAME}/ is written into")
     flag(
         "--strength",
@@ -63,10 +67,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.01,
         help="of fda: half the window, as a share of the shorter side; default %(default)s",
     )
+    flag("--restore-from", metavar="FILE", help="of cyclegan: the generator")
+    flag(
+        "--direction",
+        choices=["ab", "ba"],
+        default="ab",
+        help="of cyclegan: to the look of its --like, or back; default %(default)s",
+    )
+    flag("--device", default="auto", help="of cyclegan: auto, cpu, cuda, cuda:N or mps")
     flag("--random-seed", type=int, default=0, help="which image of --like; default %(default)s")
     args = options.parse(parser, argv)
     if args.method != "fda":
         refuse_idle(args, {"beta"}, "--method fda")
+    own = {"restore_from", "direction", "device"}
+    if args.method == "cyclegan":
+        refuse_idle(args, {"like", "strength", "random_seed"}, f"--method {', '.join(METHODS)}")
+    else:
+        refuse_idle(args, own, "--method cyclegan")
+    needed = "restore_from" if args.method == "cyclegan" else "like"
+    if getattr(args, needed) is None:
+        raise UserError(f"--method {args.method} needs --{needed.replace('_', '-')}")
     return args
 
 
@@ -139,9 +159,11 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
 
 def translator(args: argparse.Namespace) -> tuple[Callable[[str, Image.Image], np.ndarray], dict]:
     """Return what turns (name, image) into uint8 [H,W,3], and what must be equal to go on."""
+    if args.method == "cyclegan":
+        return by_generator(args)
     likes = images_of(args.like)
     read = lru_cache(KEPT)(lambda name: np.asarray(read_image(Path(args.like, name))))
-    how = {"lab": style.lab, "fda": style.fda, "histogram": histogram}[args.method]
+    how = METHODS[args.method]
     extra = {"beta": (args.beta, args.beta)} if args.method == "fda" else {}
 
     def translate(name: str, image: Image.Image) -> np.ndarray:
@@ -155,6 +177,21 @@ def translator(args: argparse.Namespace) -> tuple[Callable[[str, Image.Image], n
         "seed": args.random_seed,
         "like": digest(json.dumps(likes).encode()),
     }
+
+
+def by_generator(
+    args: argparse.Namespace,
+) -> tuple[Callable[[str, Image.Image], np.ndarray], dict]:
+    """Return as `translator` what a generator makes of an image."""
+    device = pick_device(args.device)
+    generator = cyclegan.read_generator(args.restore_from, args.direction).to(device)
+
+    def translate(_: str, image: Image.Image) -> np.ndarray:
+        pixels = to_tensor(np.asarray(image)).to(device)
+        return cyclegan.translate(generator, pixels)[0].permute(1, 2, 0).cpu().numpy()
+
+    about = {"method": "cyclegan", "generator": file_digest(args.restore_from)}
+    return translate, about | {"direction": args.direction}
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -184,6 +221,9 @@ def histogram(images: Tensor, references: Tensor) -> Tensor:
         table = torch.from_numpy(np.interp(share, wanted, there)).to(images)
         matched[0, channel] = table[own]
     return matched
+
+
+METHODS = {"lab": style.lab, "fda": style.fda, "histogram": histogram}
 
 
 if __name__ == "__main__":
