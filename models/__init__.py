@@ -9,15 +9,18 @@ from models.acfnet import ACFNet
 from models.attention_unet import AttentionUNet
 from models.base import Network
 from models.compact import Compact
+from models.daformer import DAFormer
 from models.deeplabv1 import DeepLabV1
 from models.deeplabv2 import DeepLabV2
 from models.deeplabv3 import DeepLabV3
 from models.deeplabv3plus import DeepLabV3Plus
+from models.dpt import DPT
 from models.fcn import FCN
 from models.fcn8s import FCN8s, FCN16s, FCN32s
 from models.fpn import FPN
 from models.hrnet import HRNet
 from models.layers import choose
+from models.linear import Linear
 from models.linknet import LinkNet
 from models.mask2former import Mask2Former
 from models.normalisation import NORMALISATIONS, normalise
@@ -36,6 +39,7 @@ from models.transforms import (
 from models.unet import UNet
 from models.unetplusplus import UNetPlusPlus
 from models.upernet import UPerNet
+from models.vfm import VFM
 from models.weights import LoadReport, check_values, load_state, load_weights
 
 __all__ = [
@@ -59,16 +63,19 @@ MODELS: dict[str, type[Network]] = {
     "acfnet": ACFNet,
     "attention_unet": AttentionUNet,
     "compact": Compact,
+    "daformer": DAFormer,
     "deeplabv1": DeepLabV1,
     "deeplabv2": DeepLabV2,
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
+    "dpt": DPT,
     "fcn": FCN,
     "fcn8s": FCN8s,
     "fcn16s": FCN16s,
     "fcn32s": FCN32s,
     "fpn": FPN,
     "hrnet": HRNet,
+    "linear": Linear,
     "linknet": LinkNet,
     "mask2former": Mask2Former,
     "ocrnet": OCRNet,
@@ -79,6 +86,7 @@ MODELS: dict[str, type[Network]] = {
     "unet": UNet,
     "unetplusplus": UNetPlusPlus,
     "upernet": UPerNet,
+    "vfm": VFM,
 }
 # keywords of earlier versions, in their checkpoints and on command lines
 RENAMED = {"backbone": "encoder"}

@@ -63,6 +63,13 @@ def norm(kind: str, channels: int) -> nn.Module:
     return nn.GroupNorm(8, channels)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm of the channels of each pixel of float [N,C,H,W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def conv_norm_relu(
     in_channels: int, out_channels: int, kernel_size: int, kind: str, **conv: int
 ) -> nn.Sequential:

@@ -14,6 +14,7 @@ from engine.words import Count, Share
 from models.encoded import initialise
 from models.fcn import TwoLevelNetwork
 from models.layers import (
+    ChannelNorm,
     PooledBatchNorm2d,
     choose,
     conv_norm_relu,
@@ -35,13 +36,6 @@ MMSEG = (
     (r"^auxiliary_head\.convs\.0\.", "aux_classifier."),
     (r"^auxiliary_head\.conv_seg\.", "aux_classifier.4."),
 )
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm of the channels of each pixel, [N,C,H,W]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class Pools(nn.Module):

@@ -7,6 +7,7 @@ from models.encoders import (
     beit,
     convnext,
     densenet,
+    dino,
     efficientnet,
     hrnet,
     mit,
@@ -33,6 +34,7 @@ FAMILIES = (
     xception,
     beit,
     swin,
+    dino,
 )
 ENCODERS: dict[str, Row] = {name: row for f in FAMILIES for name, row in f.ENCODERS.items()}
 

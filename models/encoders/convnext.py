@@ -10,20 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoders.base import Encoder, Row, Stage, dilated_stages, move
-from models.layers import DepthwiseConv2d, in_float32
+from models.layers import ChannelNorm, DepthwiseConv2d, in_float32
 from models.transforms import Block
 
 EPS = 1e-6
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Normalise the channels of each pixel of float [N,C,H,W]."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, eps=EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ConvNeXtBlock(Block):
@@ -97,11 +87,11 @@ class ConvNeXt(Encoder):
         stages = dilated_stages(output_stride, dilate_first)
         self.channels = list(channels)
         self.strides = [4, 8, min(16, output_stride), output_stride]
-        stem = nn.Sequential(Patches(3, channels[0], 4, 4), ChannelNorm(channels[0]))
+        stem = nn.Sequential(Patches(3, channels[0], 4, 4), ChannelNorm(channels[0], EPS))
         self.downsample_layers = nn.ModuleList([stem])
         for before, planes, stage in zip(channels[:-1], channels[1:], stages, strict=True):
             halve = Patches(before, planes, 2, stage.stride, stage.first)
-            self.downsample_layers.append(nn.Sequential(ChannelNorm(before), halve))
+            self.downsample_layers.append(nn.Sequential(ChannelNorm(before, EPS), halve))
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *(ConvNeXtBlock(planes, stage.dilation, layer_scale) for _ in range(count))
@@ -113,7 +103,7 @@ class ConvNeXt(Encoder):
         self.norms = norms
         if norms:
             for i, planes in enumerate(channels):
-                self.add_module(f"norm{i}", ChannelNorm(planes))
+                self.add_module(f"norm{i}", ChannelNorm(planes, EPS))
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, std=0.02)

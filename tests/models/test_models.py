@@ -23,6 +23,7 @@ SMALL = {
     "deeplabv3": {"encoder": "resnet18", "width": 16, "multi_level": True},
     "acfnet": {"encoder": "resnet18", "width": 16},
     "attention_unet": {"width": 4},
+    "daformer": {"encoder": "resnet18", "width": 16},
     "deeplabv1": {"width": 4},
     "fcn8s": {"width": 4},
     "fcn16s": {"width": 4},
@@ -41,6 +42,9 @@ SMALL = {
     "ocrnet": {"encoder": "resnet18", "width": 16},
     "pidnet": {"multi_level": True, "width": 8},
     "pspnet": {"encoder": "resnet18", "width": 16, "multi_level": True},
+    "dpt": {},
+    "linear": {},
+    "vfm": {"encoder": "dinov2_vits14"},
     "unet": {"encoder": "resnet18", "decoder_channels": NARROW, "attention": "scse"},
     "unetplusplus": {"encoder": "resnet18", "decoder_channels": NARROW},
 }
@@ -56,6 +60,7 @@ STRIDES = {
     },
     **{
         "compact": 2,
+        "daformer": 4,
         "deeplabv3plus": 4,
         "fpn": 4,
         "hrnet": 4,
@@ -65,6 +70,8 @@ STRIDES = {
         "upernet": 4,
     },  # others: 1
 }
+# rows and columns of the logits of 65x97 pixels where they follow those of patches
+SHAPES = {"linear": (5, 7), "vfm": (20, 28), "dpt": (40, 56)}
 # outputs that are no maps of class logits
 FURTHER = {"mask2former": ("queries", "masks")}
 
@@ -101,7 +108,7 @@ def test_contract(name):
             nn.init.normal_(parameter, std=0.1)
     images = torch.randn(2, 3, 65, 97)
     outputs = model(images)
-    h, w = (-(-size // STRIDES.get(name, 1)) for size in (65, 97))
+    h, w = SHAPES.get(name, (-(-size // STRIDES.get(name, 1)) for size in (65, 97)))
     assert outputs["out"].shape == (2, 5, h, w)
     assert set(outputs) == {*model.heads, *FURTHER.get(name, ())}
     assert set(model(images, aux=False)) == {"out"}
