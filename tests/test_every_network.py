@@ -21,22 +21,29 @@ from models import MODELS
 SMALLEST = {
     "acfnet": "encoder=resnet18 width=16",
     "attention_unet": "width=8",
+    "daformer": "encoder=resnet18 width=16",
     "deeplabv1": "width=8",
     "deeplabv2": "encoder=resnet50 multi_level=yes",
     "deeplabv3": "encoder=mobilenet_v2 width=32 multi_level=yes",
+    "dpt": "encoder=dinov2_vits14",
     "fcn": "encoder=resnet18 multi_level=yes",
     "fcn8s": "width=8",
     "fcn16s": "width=8",
     "fcn32s": "width=8",
     "hrnet": "encoder=resnet18",
+    "linear": "encoder=dinov3_vits16",
     "mask2former": "encoder=resnet18 width=32 queries=12 pixel_layers=2 layers=4",
     "ocrnet": "encoder=resnet18",
     "pidnet": "boundary=yes",
     "segformer": "encoder=mit_b0",
     "segnet": "width=8",
     "unetplusplus": "encoder=resnet18",
+    "vfm": "encoder=dinov2_vits14",
 }
-SLOW = ("acfnet", "deeplabv2", "fcn", "hrnet", "mask2former", "ocrnet", "unetplusplus", "upernet")
+SLOW = (
+    *("acfnet", "daformer", "deeplabv2", "dpt", "fcn", "hrnet", "linear", "mask2former", "ocrnet"),
+    *("unetplusplus", "upernet", "vfm"),
+)
 RUN = """--num-steps 2 --batch-size 2 --warmup-steps 1 --save-pred-every 2 --num-workers 0
     --precision fp32 --input-size 64,48""".split()
 

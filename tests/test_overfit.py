@@ -23,7 +23,7 @@ RECIPE = """--dataset camvid --input-size 240,180 --optimizer adamw --learning-r
     --num-workers 0 --precision fp32 --print-every 50 --weights none""".split()
 ENOUGH = 90.0  # per cent of the pixels
 # Whose encoders are their own
-OWN = {"hrnet": "", "ocrnet": "", "segformer": ""}
+OWN = {"dpt": "", "hrnet": "", "linear": "", "ocrnet": "", "segformer": ""}
 # Where a step would take more than three seconds: a smaller encoder, or fewer channels
 WORDS = {
     "acfnet": "encoder=resnet18 width=128",
@@ -35,6 +35,7 @@ WORDS = {
     "fcn32s": "width=16",
     "mask2former": "encoder=resnet18 width=64 queries=20 pixel_layers=2 layers=4",
     "segnet": "width=16",
+    "vfm": "encoder=dinov2_vits14",
 }
 
 
