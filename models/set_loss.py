@@ -142,8 +142,8 @@ def match(
     counts = truth.counts(image, points).float()  # [1,P]
     wanted = sample(truth.masks[image][None], points)[0] * counts  # [K,P]
     number, probs = counts.sum().clamp(min=1), x.sigmoid() * counts
-    off = (F.softplus(x) * counts) @ (counts - wanted).T
-    cost_mask = ((F.softplus(-x) * counts) @ wanted.T + off) / number
+    off = F.softplus(x) @ (counts - wanted).T
+    cost_mask = (F.softplus(-x) @ wanted.T + off) / number
     both = probs.sum(1, keepdim=True) + wanted.sum(1)
     cost_dice = 1 - (2 * probs @ wanted.T + 1) / (both + 1)
     cost = MASK * cost_mask - CLASS * logits.softmax(1)[:, classes] + DICE * cost_dice

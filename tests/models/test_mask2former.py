@@ -246,6 +246,31 @@ def test_more_classes_than_queries_and_one_image_without_labels():
 # ------------------------------------------------------------------ options and files
 
 
+def test_masks_are_resized_before_they_are_added_up_in_evaluation():
+    torch.manual_seed(0)
+    network = build_model("mask2former", 3, **SMALL)
+    images = torch.randn(1, 3, 33, 47)
+    assert network.train()(images)["out"].shape == (1, 3, 9, 12)
+    with torch.no_grad():
+        outputs = network.eval()(images)
+    masks = torch.nn.functional.interpolate(outputs["masks"][-1], (33, 47), mode="bilinear")
+    probs = outputs["queries"][-1].softmax(2)[..., :3]
+    scores = torch.einsum("nqc,nqhw->nchw", probs, masks.sigmoid())
+    torch.testing.assert_close(outputs["out"].exp(), scores)
+
+
+def test_words_of_loss_add_what_they_say_of_the_map():
+    torch.manual_seed(0)
+    network = build_model("mask2former", 3, **SMALL)
+    outputs = network(torch.randn(1, 3, 64, 64))
+    label = torch.randint(0, 3, (1, 64, 64)).byte()
+    words, terms = PixelLoss([(2.0, "ce", {})]), []
+    for pixel_loss in (PixelLoss([]), words):
+        torch.manual_seed(1)
+        terms.append(network.loss(outputs, label, pixel_loss)["out"].item())
+    assert terms[1] - terms[0] == pytest.approx(words(outputs["out"], label).item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("options", [{"width": 48}, {"queries": 0}, {"layers": 0}])
 def test_wrong_options(options: dict):
     with pytest.raises(UserError, match=r"must be"):
