@@ -100,8 +100,8 @@ DIVIDED = {
     "Person Group": "person",
 }
 VERSIONS = {
-    "1.2": numbered(NAMES, COLOURS, ignored=1),
-    "2.0": numbered(NAMES_2, COLOURS_2, ignored=1),
+    "v1.2": numbered(NAMES, COLOURS, ignored=1),
+    "v2.0": numbered(NAMES_2, COLOURS_2, ignored=1),
 }
 SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 
@@ -109,7 +109,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 class Mapillary(CityscapesClasses):
     """Mapillary Vistas in the folders of its download; 18000, 2000 and 5000 images.
 
-    Option `version`: `1.2` or `2.0`, of the labels. Option `classes`: `cityscapes` maps them to the
+    Option `version`: `v1.2` or `v2.0`, of the labels. Option `classes`: `cityscapes` maps them to the
     19 train ids, everything else ignored; `own` keeps the 65 or 123 classes.
 
     Deviation: RobustNet's mapping is one of 1.2; that of 2.0 is this project's, with the parts of
@@ -156,8 +156,8 @@ class Mapillary(CityscapesClasses):
 
     def label_of(self, image: str) -> str:
         path = PurePosixPath(image)
-        folder = f"{path.parent.parent}/v{self.option['version']}/labels"
-        if self.option["version"] == "1.2" and not zips.is_dir(self.label_root / folder):
+        folder = f"{path.parent.parent}/{self.option['version']}/labels"
+        if self.option["version"] == "v1.2" and not zips.is_dir(self.label_root / folder):
             folder = f"{path.parent.parent}/labels"  # of releases that had no other
         return f"{folder}/{path.stem}.png"
 

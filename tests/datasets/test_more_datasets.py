@@ -11,6 +11,7 @@ from PIL import Image
 import fakesets
 from datasets import DATASETS, build_dataset
 from engine.errors import UserError
+from engine.parsing import key_value
 
 
 def images(name, root, **how):
@@ -73,7 +74,7 @@ def test_mapillary_of_other_releases_and_classes(tmp_path):
     assert (own.num_classes, own.class_names[13], own.palette[13]) == (65, "Road", (128, 64, 128))
     ids = np.asarray(Image.open(tmp_path / "new" / own.pairs[0][1]))
     assert np.array_equal(own[0]["label"], np.where(ids == 65, 255, ids))
-    newer = {"split": "train", "version": "2.0"}
+    newer = {"split": "train", "version": "v2.0"}
     own = build_dataset("mapillary", tmp_path / "new", classes="own", **newer)
     assert (own.num_classes, own.class_names[21], own.class_names[61]) == (123, "Road", "Sky")
     assert own.pairs[0][1] == "training/v2.0/labels/a.png"
@@ -166,3 +167,11 @@ def test_an_archive_holds_the_same_samples(name, tmp_path):
     folder, packed = (build_dataset(name, one, split=split) for one in (root, archive))
     assert packed.pairs == folder.pairs
     assert all(torch.equal(packed[0][key], folder[0][key]) for key in ("image", "label"))
+
+
+def test_every_option_can_be_written_on_the_command_line():
+    """Where `KEY=1.2` is a number, and no name of a release."""
+    for name, dataset in DATASETS.items():
+        for key, allowed in dataset.options.items():
+            for value in allowed if isinstance(allowed, tuple) else ():
+                assert key_value(f"{key}={value}") == (key, value), name
