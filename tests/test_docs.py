@@ -16,7 +16,7 @@ import train_da
 import train_seg
 from datasets.folder import read_class_table
 from inference.submissions import Submission
-from tools import coco_to_masks, make_classes, make_folds, sheet, submission
+from tools import coco_to_masks, cyclegan, make_classes, make_folds, sheet, submission, translate
 from worlds import ROOT
 
 SCRIPTS = {
@@ -28,16 +28,19 @@ SCRIPTS = {
 }
 TOOLS = {
     "tools.coco_to_masks": coco_to_masks,
+    "tools.cyclegan": cyclegan,
     "tools.make_classes": make_classes,
     "tools.make_folds": make_folds,
     "tools.sheet": sheet,
     "tools.submission": submission,
+    "tools.translate": translate,
 }
 MARKDOWN = [
     "README.md",
     "docs/experiments.md",
     "docs/own-data.md",
     "docs/loveda.md",
+    "docs/datasets.md",
     "docs/waste.md",
     "docs/augment.md",
 ]

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import fakesets
-from datasets import DATASETS, build_dataset
+from datasets import DATASETS, SegmentationDataset, build_dataset
 from engine.errors import UserError
 from engine.parsing import key_value
+from worlds import ROOT
 
 
 def images(name, root, **how):
@@ -175,3 +176,19 @@ def test_every_option_can_be_written_on_the_command_line():
         for key, allowed in dataset.options.items():
             for value in allowed if isinstance(allowed, tuple) else ():
                 assert key_value(f"{key}={value}") == (key, value), name
+
+
+def test_the_page_tables_every_data_set():
+    page = (ROOT / "docs/datasets.md").read_text()
+    rows = [list(map(str.strip, line.split("|")[1:4])) for line in page.splitlines()]
+    table = {row[0].strip("`"): row[1:] for row in rows if row and row[0].startswith("`")}
+    assert list(table) == sorted(DATASETS)
+    shared = SegmentationDataset.options
+    for name, (splits, options) in table.items():
+        assert splits == ", ".join(DATASETS[name].splits)
+        own = {key: value for key, value in DATASETS[name].options.items() if key not in shared}
+        given = dict(one.split("=") for one in options.split("; ") if one)
+        assert given.keys() == own.keys(), name
+        for key, allowed in own.items():
+            if isinstance(allowed, tuple):
+                assert given[key] == ", ".join(allowed)
