@@ -109,7 +109,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "testing"}
 class Mapillary(CityscapesClasses):
     """Mapillary Vistas in the folders of its download; 18000, 2000 and 5000 images.
 
-    Option `version` of the labels: `v1.2` or `v2.0`. Option `classes`: `cityscapes` maps them to the
+    Option `version` of the labels: `v1.2` or `v2.0`. Option `classes`: `cityscapes` maps to the
     19 train ids, everything else ignored; `own` keeps the 65 or 123 classes.
 
     Deviation: RobustNet's mapping is one of 1.2; that of 2.0 is this project's, with the parts of
