@@ -35,6 +35,7 @@ from engine.files import write_text
 from engine.seeds import seed_everything
 from inference import report
 from inference.loop import validate_all
+from inference.page.reporting import write_page
 from inference.predictor import Predictor
 from methods import Adapting, Seen, Setting
 from models import MODELS
@@ -117,6 +118,7 @@ def main(args) -> None:
         shown = {name: Predictor(network) for name, network in networks.items()}
         report.picture(shown, data.val).save(f"{args.snapshot_dir}/demo.png")
         print(f"picture: {args.snapshot_dir}/demo.png")
+        write_page(f"{args.snapshot_dir}/page", shown, data.val, options.loading(args))
 
 
 def open_data(args) -> Domains:

@@ -118,6 +118,10 @@ def test_the_baseline_has_the_same_start_and_the_result_holds_both(tmp_path: Pat
     assert_equal(alone, adapted)
     assert (folder / "demo.png").stat().st_size > 5000
     assert "adversarial adds" in out
+    assert out.endswith(f"to look at: {folder / 'page/index.html'}\n")
+    runs = json.loads((folder / "page" / "report.json").read_text())["runs"]
+    assert [run["name"] for run in runs] == ["source only", "adapted"]
+    assert runs[1]["miou"] == pytest.approx(result["adapted"]["last"]["miou"])
     again = train_da.parse_args(["--snapshot-dir", str(folder), *flags.split()])
     train_da.main(again)  # a finished run does no step, and says the same
     assert "resuming" in capsys.readouterr().out

@@ -194,13 +194,15 @@ function build() {
   }
   const tables = make("details", { open: innerWidth > 600 && labelled }, make("summary", {}, "classes"),
     overview(pickClass), ...sureness());
-  const matrix = make("details", { id: "matrix" }, make("summary", {}, "what is taken for what"), matrixPlace);
+  const matrix = make("details", { id: "matrix", open: innerWidth > 1200 && C < 25 },
+    make("summary", {}, "what is taken for what"), matrixPlace);
   const sure = reliability();
   sure?.addEventListener("toggle", () => show());
   matrix.addEventListener("toggle", () => show());
   tables.addEventListener("toggle", () => show());
-  document.body.append(make("h1", {}, "Predictions and mistakes"), about, tables,
-    ...(labelled ? [matrix] : []), ...(sure ? [sure] : []), make("div", { className: "controls" }, bar), list);
+  document.body.append(make("h1", {}, "Predictions and mistakes"), about,
+    make("div", { className: "tables" }, tables, labelled ? matrix : null, sure),
+    make("div", { className: "controls" }, bar), list);
   showMatrix();
   arrange();
 }

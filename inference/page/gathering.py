@@ -78,14 +78,14 @@ class Gathering:
     def _write_files(self, number: int, photograph: Callable, size: tuple, *maps) -> None:
         pred, label, confidence = maps
         image, place = photograph(), f"{number}_0"
-        pictures.write_photograph(self.folder, number, image, size)
+        small = pictures.write_photograph(self.folder, number, image, size)
         pictures.write_seen(self.folder, place, pred, confidence, size)
         weight = None if confidence is None else 1 - confidence
         if label is not None:
             pictures.write_truth(self.folder, number, label, size)
             weight = (pred != label) & (label != self.ignore)
         if weight is not None:
-            pictures.write_mistakes(self.folder, place, image, weight)
+            pictures.write_mistakes(self.folder, place, small, weight)
 
     def finish(
         self,

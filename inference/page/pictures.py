@@ -36,8 +36,10 @@ def shown_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(width * share)), max(1, round(height * share))
 
 
-def write_photograph(folder: Path, number: int, photograph: Image.Image, size: tuple) -> None:
-    """Write an image and its thumbnail.
+def write_photograph(
+    folder: Path, number: int, photograph: Image.Image, size: tuple
+) -> Image.Image:
+    """Write an image and its thumbnail, and return the thumbnail.
 
     Args:
         folder: of the page.
@@ -51,9 +53,9 @@ def write_photograph(folder: Path, number: int, photograph: Image.Image, size: t
         if len(encoded) <= PHOTOGRAPH_BYTES:
             break
     _write(folder / "photographs" / f"{number}.jpg", encoded)
-    small = photograph.copy()
-    small.thumbnail(THUMB)
-    _write(folder / "thumbs" / f"{number}.jpg", _encoded(small, "JPEG", quality=70))
+    photograph.thumbnail(THUMB)
+    _write(folder / "thumbs" / f"{number}.jpg", _encoded(photograph, "JPEG", quality=70))
+    return photograph
 
 
 def write_truth(folder: Path, number: int, truth: np.ndarray, size: tuple) -> None:
@@ -86,21 +88,14 @@ def write_seen(
     _write_maps(folder / "maps" / f"{place}.js", maps)
 
 
-def write_mistakes(
-    folder: Path,
-    place: str,
-    photograph: Image.Image,
-    weight: np.ndarray,
-) -> None:
+def write_mistakes(folder: Path, place: str, small: Image.Image, weight: np.ndarray) -> None:
     """Write the thumbnail that shows where to look.
 
     Args:
         folder, place: see `write_seen`.
-        photograph: RGB.
+        small: the photograph's thumbnail.
         weight: [H,W], 0 where all is well, 1 where the colour is to be full.
     """
-    small = photograph.copy()
-    small.thumbnail(THUMB)
     pixels = np.asarray(small.convert("L"), np.float32)[..., None] * 0.6
     share = Image.fromarray(np.asarray(weight, np.float32)).resize(small.size, Image.Resampling.BOX)
     share = np.asarray(share)[..., None]

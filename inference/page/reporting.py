@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from engine import processes
+from engine.values import Loading
+from inference.loop import predict
 from inference.page.gathering import Gathering
 from inference.page.placing import placed
 from inference.page.report import Part, join
@@ -103,6 +105,28 @@ def opened(folder: str | None, sources: list[str]) -> Iterator[Page]:
         if processes.rank() == 0:
             page.join(short_names(sources))
     print(f"to look at: {Path(folder, 'index.html')}", flush=True)
+
+
+def write_page(
+    folder: str, predictors: dict[str, Callable], dataset: Dataset, loading: Loading
+) -> None:
+    """Write a page of networks by name on a dataset.
+
+    Args:
+        folder: see `opened`.
+        predictors: see `inference.loop.predict`.
+        dataset: labelled, or not.
+        loading: see `datasets.loading.make_loader`.
+
+    Raises:
+        UserError: see `opened`.
+    """
+    with opened(folder, list(predictors)) as page:
+        for name, predictor in predictors.items():
+            with page.part(dataset) as seen:
+                for batch in predict(predictor, dataset, loading, with_confidence=True):
+                    seen.batch(*batch[:3])
+            seen.finish(name, {"images": dataset.split or dataset.list_file}, None)
 
 
 def short_names(paths: list[str]) -> list[str]:

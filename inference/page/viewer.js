@@ -33,8 +33,8 @@ function buildViewer() {
     press("›", "next image (right arrow)", () => step(1)),
     press("−", "smaller (-)", () => zoomAt(1 / 1.4)), press("+", "larger (+)", () => zoomAt(1.4)),
     press("1:1", "whole image (0)", reset),
-    make("label", {}, "opacity", opacity), safeSwitch("safe-here"),
-    press("×", "close (escape)", () => viewer.close()));
+    press("×", "close (escape)", () => viewer.close()),
+    make("label", {}, "opacity", opacity), safeSwitch("safe-here"));
   const keys = "keys: ← → images, + − 0 size, shift and arrows move, [ ] opacity, c colours, esc list";
   viewer.append(bar, panes, where, legend, kinds, make("p", { className: "dim" }, keys));
   viewer.addEventListener("close", () => {
