@@ -165,6 +165,7 @@ def prepare(args, data: Domains, names: list[str], augment: Augment) -> tuple:
         class_weight=class_weight,
         iter_size=args.iter_size,
         augment=augment.mixed,
+        mean=models.mean_colour(network.normalisation),
     )
     adapting = Adapting(names, setting, vars(args)).to(device)
     adapting.check(network, data.there)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine import words
 from engine.errors import UserError
-from methods import adabn, adversarial, entropy, fixmatch, mix, supervised, uncertainty
+from methods import adabn, adversarial, entropy, fixmatch, masked, mix, supervised, uncertainty
 from methods.base import Method, Seen, Setting
 from training.student import Student
 
@@ -21,6 +21,7 @@ METHODS: dict[str, type[Method]] = (
     | entropy.METHODS
     | mix.METHODS
     | fixmatch.METHODS
+    | masked.METHODS
     | supervised.METHODS
     | uncertainty.METHODS
     | adabn.METHODS

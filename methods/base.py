@@ -28,6 +28,7 @@ class Setting:
         class_weight: float [C] of the source's loss, or None.
         iter_size: batches of a step.
         augment: changes images that a method mixes, as --augment says of `mixed:`.
+        mean: of red, green and blue, 0 to 255, that the network takes for nothing.
     """
 
     num_classes: int
@@ -37,6 +38,7 @@ class Setting:
     class_weight: Tensor | None = None
     iter_size: int = 1
     augment: Callable[[Batch], Batch] = _as_it_is
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 @dataclass

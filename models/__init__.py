@@ -23,7 +23,7 @@ from models.layers import choose
 from models.linear import Linear
 from models.linknet import LinkNet
 from models.mask2former import Mask2Former
-from models.normalisation import NORMALISATIONS, normalise
+from models.normalisation import NORMALISATIONS, mean_colour, normalise
 from models.ocrnet import OCRNet
 from models.pidnet import PIDNet
 from models.pspnet import PSPNet
@@ -54,6 +54,7 @@ __all__ = [
     "fold_batchnorm",
     "load_state",
     "load_weights",
+    "mean_colour",
     "normalise",
     "read_weights_file",
     "sync_batchnorm",

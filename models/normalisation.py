@@ -33,6 +33,12 @@ def wrong(normalisation: object) -> str | None:
     return fault
 
 
+def mean_colour(normalisation: dict) -> tuple[float, ...]:
+    """Return the red, green and blue, 0 to 255, that are 0 once normalised."""
+    mean = normalisation["mean"]
+    return tuple(mean if normalisation["order"] == "RGB" else reversed(mean))
+
+
 def normalise(images: Tensor, normalisation: dict) -> Tensor:
     """Turn images into what a network expects, on the device where they are.
 

@@ -126,6 +126,12 @@ VALUES = {
     "fixmatch_jitter": 0.0,
     "fixmatch_hue": 0.0,
     "fixmatch_blur": 0.0,
+    "lambda_masked": 0.4,
+    "masked_threshold": 0.9,
+    "masked_block": 4,
+    "masked_jitter": 0.0,
+    "masked_hue": 0.0,
+    "masked_blur": 0.0,
     "lambda_target": 3.0,
     "lambda_pseudo": 0.25,
 }

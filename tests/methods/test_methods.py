@@ -32,7 +32,8 @@ def test_gradients_reach_the_student_and_nothing_else(name: str, multi_level: bo
     torch.manual_seed(0)
     heads = ("out", "aux") if multi_level else ("out",)
     student, teacher = halved(heads), halved(heads)
-    built = build_method(name, replace(SETTING, heads=heads), fixmatch_threshold=0.0)
+    sure = {"fixmatch_threshold": 0.0, "masked_threshold": 0.0}
+    built = build_method(name, replace(SETTING, heads=heads), **sure)
     terms = built(make_seen(student, teacher), student)
     assert len(terms) == len(heads)
     assert all(torch.isfinite(term) for term in terms.values())
@@ -128,6 +129,38 @@ def test_mix_pastes_half_and_weighs_by_the_sure_share(kind: str):
     share = pasted.float().mean().item()
     # every pixel costs log 3; pasted ones weigh 1, the others the sure share 1/2; lambda is 2
     assert term == pytest.approx(2 * math.log(3) * (share + 0.5 * (1 - share)), rel=1e-5)
+
+
+def test_masked_hides_blocks_and_predicts_what_the_teacher_sees():
+    """A teacher that is sure of class 2 on the left half; blocks of 4 of an 8x80 image."""
+    built = build_method("masked", replace(SETTING, mean=(10.0, 20.0, 30.0)), masked_ratio=0.7)
+    teacher_out = torch.zeros(1, 3, 8, 80)
+    teacher_out[:, 2] = 0.1
+    teacher_out[:, 2, :, :40] = 50.0
+    batch = {
+        "source_image": torch.zeros(1, 3, 8, 80),
+        "source_label": torch.zeros(1, 8, 80, dtype=torch.uint8),
+        "target_image": torch.full((1, 3, 8, 80), 200.0),
+        "teacher_out": {"out": teacher_out},
+    }
+    seen = []
+
+    def student(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.append(images)
+        return {"out": torch.zeros(1, 3, 8, 80)}
+
+    torch.manual_seed(0)
+    terms = [built(seen_of(**batch), OnTheSpot(student))["masked"].item() for _ in range(20)]
+    # every pixel costs log 3 and weighs the sure share, a half; lambda is 0.4
+    assert terms == pytest.approx([0.4 * 0.5 * math.log(3)] * 20, rel=1e-5)
+    images = torch.cat(seen)
+    hidden = images[:, 0] == 10.0
+    colours = torch.tensor([10.0, 20.0, 30.0])
+    assert torch.equal(images.movedim(1, 3)[hidden].unique(dim=0), colours[None])
+    assert (images.movedim(1, 3)[~hidden] == 200.0).all()
+    blocks = hidden.view(20, 2, 4, 20, 4)
+    assert torch.equal(blocks.all(4).all(2), blocks.any(4).any(2))  # whole ones
+    assert hidden.float().mean().item() == pytest.approx(0.7, abs=0.03)
 
 
 def test_half_of_the_classes_present_rounded_up_never_the_ignored():

@@ -79,6 +79,17 @@ def mask_blocks(
     label: Label = "keep",
 ) -> tuple[Tensor, Maps]:
     """Hide square blocks, as masked image consistency does (Hoyer et al. 2023, section 3.2)."""
+    return hide(images, maps, random_blocks(images, ratio, block), label)
+
+
+def random_blocks(images: Tensor, ratio: Range, block: Range) -> Tensor:
+    """Draw which pixels of images [N,C,H,W] lie in hidden blocks, bool [N,H,W].
+
+    Args:
+        images: their size and device alone are looked at.
+        ratio: share of the blocks that are hidden, each by chance; drawn for each image.
+        block: pixels a side, drawn for each image.
+    """
     n, _, height, width = images.shape
     side = uniform(n, block).round()
     most = [-(-length // max(1, round(block[0]))) for length in (height, width)]
@@ -88,7 +99,7 @@ def mask_blocks(
         (torch.arange(length, device=images.device) / side).long() for length in (height, width)
     )
     which = torch.arange(n, device=images.device).view(n, 1, 1)
-    return hide(images, maps, hidden[which, rows.unsqueeze(2), columns.unsqueeze(1)], label)
+    return hidden[which, rows.unsqueeze(2), columns.unsqueeze(1)]
 
 
 AUGMENTATIONS = {
