@@ -287,6 +287,7 @@ def add_saving(parser: Parser) -> None:
         ),
         flag("--print-every", type=at_least(1), default=50, metavar="STEPS", help="and log"),
         flag("--tensorboard", action="store_true", help="write events for it; needs its package"),
+        flag("--wandb", action="store_true", help="a run of Weights & Biases; needs its package"),
     ):
         action.free = True
 
@@ -299,7 +300,7 @@ def saving(args: argparse.Namespace) -> Saving:
         every_minutes=args.save_every_minutes,
         keep_last=args.keep_last,
         format=args.save_format,
-        tensorboard=args.tensorboard,
+        boards=("tensorboard",) * args.tensorboard + ("wandb",) * args.wandb,
     )
 
 

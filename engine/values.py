@@ -158,7 +158,7 @@ class Saving:
         every_minutes: between saves of `last.pth` beside those; 0 for none.
         keep_last: how many published steps stay, the newest ones; None keeps all.
         format: of published checkpoints: pth or safetensors.
-        tensorboard: write scalars for it too.
+        boards: names of `training.boards.BOARDS` that draw the run too.
     """
 
     print_every: int = 50
@@ -166,4 +166,4 @@ class Saving:
     every_minutes: float = 0
     keep_last: int | None = None
     format: str = "pth"
-    tensorboard: bool = False
+    boards: tuple[str, ...] = ()

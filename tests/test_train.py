@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -306,22 +308,79 @@ def test_tensorboard_writes_or_says_what_is_missing(adapt, tmp_path: Path):
         assert list((tmp_path / "run").glob("events.out.tfevents.*"))
 
 
-def test_the_board_gets_a_picture_and_every_class_that_has_a_score(tmp_path: Path):
-    written = []
+class Board:
+    """What SummaryWriter and a run of wandb are asked to do."""
 
-    class Board:
-        def add_scalar(self, name, value, step):
-            written.append((name, value, step))
+    written: ClassVar[list] = []
 
-        def add_image(self, name, picture, step, dataformats):
-            written.append((name, picture.shape, step, dataformats))
+    def __init__(self, *_):
+        Board.written = self.written = []
 
-    log = Log(tmp_path)
+    def add_scalar(self, name, value, step):
+        self.written.append((name, value, step))
+
+    def add_image(self, name, picture, step, dataformats):
+        self.written.append((name, picture.shape, step, dataformats))
+
+    def add_text(self, name, text, step):
+        self.written.append((name, text, step))
+
+    def log(self, values, step):
+        self.written.append((values, step))
+
+    def close(self):
+        self.written.append("closed")
+
+    finish = close
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_board_gets_options_numbers_and_a_picture(name, tmp_path: Path, monkeypatch):
+    def init(**how):
+        board = Board()
+        board.written.append((how["config"], how["name"], how["resume"]))
+        return board
+
+    modules = {
+        "tensorboard": types.SimpleNamespace(SummaryWriter=Board),
+        "wandb": types.SimpleNamespace(init=init, Image=np.shape, Error=ValueError),
+    }
+    place = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}[name]
+    monkeypatch.setitem(sys.modules, place, modules[name])
+    log = Log(tmp_path / "run")
+    (tmp_path / "run").mkdir()
     log.show(1, {}, lambda: pytest.fail("drawn although nobody looks"))
-    log._board = Board()
+    log.open_boards([name], {"loss": ["ce"], "size": (4, 6)})
+    log.write({"step": 2, "val_miou": 50.0, "val_iou": {"road": 50.0}})
     score = {"iou": {"road": 50.0, "rider": None}}
     log.show(3, score, lambda: np.zeros((4, 6, 3), np.uint8))
-    assert written == [("iou/road", 50.0, 3), ("validation", (4, 6, 3), 3, "HWC")]
+    log.close()
+    options = {"loss": ["ce"], "size": [4, 6]}
+    assert (
+        Board.written
+        == {
+            "tensorboard": [
+                ("options", '    loss: ["ce"]\n    size: [4, 6]', 0),
+                ("val_miou", 50.0, 2),
+                ("iou/road", 50.0, 3),
+                ("validation", (4, 6, 3), 3, "HWC"),
+                "closed",
+            ],
+            "wandb": [
+                (options, "run", "allow"),
+                ({"val_miou": 50.0}, 2),
+                ({"iou/road": 50.0}, 3),
+                ({"validation": (4, 6, 3)}, 3),
+                "closed",
+            ],
+        }[name]
+    )
+
+
+def test_wandb_that_is_missing_is_said(adapt, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="--wandb needs the package wandb"):
+        adapt(tmp_path / "run", "--num-steps", "1", "--method", "none", "--wandb")
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path):

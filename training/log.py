@@ -5,8 +5,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from engine import processes
 from engine.errors import UserError
 from engine.files import append_line, read_regular, write_text
 from engine.shapes import misfit, parse_json
+from training.boards import BOARDS
 
 
 def say(line: str) -> None:
@@ -38,7 +40,7 @@ class Log:
         self._terms: list[tuple[int, dict[str, torch.Tensor]]] = []
         self._flushed = time.monotonic()
         self._rate: float | None = None
-        self._board = None
+        self._boards: list[Any] = []
 
     def record(self, step: int, terms: dict[str, torch.Tensor], share: float = 1.0) -> None:
         """Keep a batch's loss terms.
@@ -107,14 +109,13 @@ class Log:
         return f"{path} is as it was" if path.exists() else "no checkpoint had been written"
 
     def write(self, entry: dict) -> None:
-        """Append one JSON object, as scalars for TensorBoard too; process 0 alone does."""
+        """Append one JSON object, as numbers for the boards too; process 0 alone does."""
         if processes.rank() != 0:
             return
         append_line(self.path, json.dumps(entry))
-        if self._board is not None:
-            for key, value in entry.items():
-                if key != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(key, value, entry["step"])
+        numbers = {k: v for k, v in entry.items() if isinstance(v, (int, float)) and k != "step"}
+        for board in self._boards:
+            board.numbers(entry["step"], numbers)
 
     def cut(self, step: int) -> None:
         """Drop the lines of steps after `step`: they will be done again."""
@@ -128,38 +129,39 @@ class Log:
                     kept.append(line.decode() + "\n")
         write_text(self.path, "".join(kept))
 
-    def open_board(self) -> None:
-        """Write for TensorBoard too.
+    def open_boards(self, names: Iterable[str], options: Mapping[str, Any]) -> None:
+        """Let programs draw the run too, in process 0; see `training.boards`.
+
+        Args:
+            names: of `BOARDS`.
+            options: of the run, which they show.
 
         Raises:
-            UserError: the package is not installed.
+            UserError: a package is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard needs the package tensorboard") from None
         if processes.rank() == 0:
-            self._board = SummaryWriter(str(self.folder))
+            self._boards = [BOARDS[name](self.folder, options) for name in names]
 
     def show(self, step: int, score: dict, picture: Callable[[], np.ndarray]) -> None:
-        """Show the IoU of every class, and a picture, where TensorBoard is written.
+        """Show the IoU of every class, and a picture, where there are boards.
 
         Args:
             step: steps done.
             score: of `ConfusionMatrix.summary`.
             picture: makes uint8 [H,W,3]; called only where it is shown.
         """
-        if self._board is None:
+        if not self._boards:
             return
-        for name, iou in score["iou"].items():
-            if iou is not None:
-                self._board.add_scalar(f"iou/{name}", iou, step)
-        self._board.add_image("validation", picture(), step, dataformats="HWC")
+        pixels = picture()
+        classes = {f"iou/{name}": iou for name, iou in score["iou"].items() if iou is not None}
+        for board in self._boards:
+            board.numbers(step, classes)
+            board.picture(step, "validation", pixels)
 
     def close(self) -> None:
-        """End what TensorBoard reads."""
-        if self._board is not None:
-            self._board.close()
+        """End what the boards read."""
+        for board in self._boards:
+            board.close()
 
 
 def duration(seconds: float) -> str:

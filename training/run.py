@@ -138,8 +138,7 @@ class Run:
         self.step = self.stop = 0
         self.stopped: int | None = None
         self.log = Log(self.folder, identity.images_per_step)
-        if saving.tensorboard:
-            self.log.open_board()
+        self.log.open_boards(saving.boards, identity.options)
 
     def _take_folder(self) -> None:
         """Make the folder, lock it and sweep what a killed process left half written."""

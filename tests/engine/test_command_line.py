@@ -139,7 +139,7 @@ def test_flags_that_change_no_number_are_marked_where_they_are_declared():
         *("snapshot_dir", "device", "num_workers", "loader_timeout", "cache", "print_every"),
         *("save_every_minutes", "keep_last", "tensorboard", "checkpoint_activations", "recipe"),
         *("save_pred_every", "num_steps_stop", "data_dir", "data_dir_target", "baseline"),
-        *("change_num_steps", "allow_missing_classes", "save_format"),
+        *("change_num_steps", "allow_missing_classes", "save_format", "wandb"),
     }
     assert not free & options.plain(train_da.parse_args(["--snapshot-dir", "s"])).keys() - free
 
