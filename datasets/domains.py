@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch.utils.data import Dataset
 
 from datasets import DATASETS, open_images, open_pseudo_labelled
 from datasets.base import NoLabels
-from datasets.folder import table_of
+from datasets.folder import own_root, table_of
 from datasets.loading import join_datasets, require_same_classes, step_batches
 from datasets.statistics import NOTHING_KNOWN, Statistics
 from engine import zips
@@ -216,4 +215,4 @@ def _lacks_table(images: Images) -> bool:
     """Return whether these are people's own images without a table of their classes."""
     if images.dataset != "folder" or images.root is None or "classes" in images.options:
         return False
-    return not zips.is_file(Path(images.root, "classes.json"))
+    return not zips.is_file(own_root(images.root) / "classes.json")

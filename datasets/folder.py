@@ -38,7 +38,7 @@ class Folder(SegmentationDataset):
 
     def open_root(self, root: str | Path | None) -> None:
         """Check the folders and read the class table."""
-        super().open_root(root)
+        super().open_root(root if root is None or self.name != "folder" else own_root(root))
         given, path = self.option["classes"], self.root / "classes.json"
         if given is not None and not isinstance(given, (str, Path)):
             self.rows = check_class_table(Path("option classes"), given)
@@ -49,7 +49,7 @@ class Folder(SegmentationDataset):
 
     @classmethod
     def has_split(cls, root: str | Path | None, split: str) -> bool:
-        return root is not None and zips.is_dir(Path(root) / "images" / split)
+        return root is not None and zips.is_dir(own_root(root) / "images" / split)
 
     def find(self) -> list[tuple[str, str | None]]:
         if self.labelled and not has_labels(self.label_root):
@@ -78,6 +78,12 @@ class Folder(SegmentationDataset):
                 "place that is known; write `image label` lines"
             )
         return f"labels/{split_ending(image)[0].removeprefix('images/')}.png"
+
+
+def own_root(root: str | Path) -> Path:
+    """Return where images/ lies: in the data folder, or in the one folder of an archive."""
+    inner = zips.only_folder(root)
+    return inner if zips.is_dir(inner / "images") else Path(root)
 
 
 def is_divided(root: Path) -> bool:

@@ -182,6 +182,20 @@ def is_file(path: str | Path) -> bool:
     return entry is not None and entry.is_file()
 
 
+def only_folder(path: str | Path) -> Path:
+    """Return the one folder that an archive holds; the path itself where there is more, or none.
+
+    Programs that pack a folder put it into the archive, and macOS another one beside it.
+    """
+    found = inside(path)
+    if found is None or found[1]:
+        return Path(path)
+    own = found[0].folders[""]
+    entries = [own[name] for name in own if name[0] != "." and name != "__MACOSX"]
+    alone = len(entries) == 1 and entries[0].is_dir()
+    return Path(path, entries[0].name) if alone else Path(path)
+
+
 def scan(folder: str | Path) -> list[os.DirEntry] | list[Entry]:
     """Return what lies in a folder, by name.
 

@@ -12,7 +12,7 @@ import torch
 
 import fakedata
 import train_seg
-from datasets import build_dataset
+from datasets import DATASETS, build_dataset
 from datasets.cache import fingerprint
 from datasets.loading import make_loader
 from datasets.photographs import Photographs
@@ -194,6 +194,22 @@ def test_other_things_called_zip(tmp_path: Path):
         read_regular(path / "a.txt", 1)
     assert not zips.is_dir(path / "a.txt")
     assert not zips.is_file(path)
+
+
+def test_the_one_folder_of_an_archive(packed, tmp_path: Path):
+    """As file managers pack it; of two, neither is meant."""
+    root, _ = packed("folder")
+    path = pack(shutil.copytree(root, tmp_path / "mine/my data").parent)
+    dataset = build_dataset("folder", path, split="val")
+    assert dataset.pairs == build_dataset("folder", root, split="val").pairs
+    assert dataset.root == path / "my data"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/my data/._classes.json", b"x")
+    assert DATASETS["folder"].has_split(path, "val")
+    assert len(build_dataset("folder", path, split="val")) == 3
+    shutil.copytree(root, tmp_path / "mine/more")
+    with pytest.raises(UserError, match=r"mine\.zip/classes\.json: .*no such file"):
+        build_dataset("folder", pack(tmp_path / "mine"), split="val")
 
 
 def test_names_with_accents_and_blanks(tmp_path: Path):
