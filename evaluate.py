@@ -25,6 +25,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -152,6 +153,10 @@ def score_sets(args, page: reporting.Page) -> list[dict]:
     results = []
     for name, images in data_options.val_sets(args, args.input_size).items():
         print(f"\n{name}", flush=True)
+        known = DATASETS[images.dataset].options if images.dataset in DATASETS else {}
+        # what is not said is the dataset's default, whatever the checkpoint was validated on
+        plain = {key: value[0] for key, value in known.items() if isinstance(value, tuple)}
+        images = replace(images, options={**plain, **images.options})
         scored = [score_checkpoint(args, path, page, images, name) for path in args.restore_from]
         results += [{"val": name, **result} for result in compared(scored)]
     print("\n".join(below_each_other(results)))

@@ -10,8 +10,10 @@ import evaluate
 import fakedata
 import train_da
 import train_seg
+from datasets import build_dataset
 from engine.errors import UserError
 from engine.parsing import split_named
+from worlds import write_checkpoint
 
 QUICK = """--recipe streets --input-size 64,48 --batch-size 2 --warmup-steps 1 --num-steps 2
     --save-pred-every 1""".split()
@@ -89,6 +91,20 @@ def test_training_scores_as_evaluate_does(root, tmp_path: Path, capsys):
         "camvid_day_val",
         "camvid_dusk_val",
     }
+
+
+def test_a_word_means_the_same_images_whatever_the_checkpoint_was_scored_on(tmp_path: Path):
+    loveda = fakedata.make_loveda(tmp_path / "loveda")
+    names = build_dataset("loveda", loveda, split="val").class_names
+    scored_on = {"root": str(loveda), "split": "val", "options": {"domain": "urban"}}
+    path = write_checkpoint(tmp_path / "x.pth", "loveda", names, data=scored_on)
+    counts = []
+    for word in (f"loveda:val:{loveda}", f"loveda:val:{loveda}:domain=urban"):
+        words = ["--restore-from", str(path), "--val", word, "--json", str(tmp_path / "x.json")]
+        evaluate.main(evaluate.parse_args([*words, "--num-workers", "0"]))
+        (result,) = json.loads((tmp_path / "x.json").read_text())
+        counts.append((result["domain"], result["count"]))
+    assert counts == [("both", 4), ("urban", 2)]
 
 
 @pytest.mark.parametrize(
