@@ -1,27 +1,34 @@
-"""Write the table of networks and encoders into docs/models.md: what runs with what, and its size.
+"""Write the tables of networks and encoders into docs/models.md: what runs with what, and its cost.
 
-    python -m tools.network_table              print it
-    python -m tools.network_table --write      put it between the marks in docs/models.md
+    python -m tools.network_table              print what runs with what
+    python -m tools.network_table --costs      print what each costs, which takes minutes
+    python -m tools.network_table --write      put either between its marks in docs/models.md
 
-Every cell is a network that was built and ran forward on an image of 97x131, on the meta device,
-which computes shapes and nothing else.
+Every cell is a network that was built and ran forward on the meta device, which computes shapes and
+counts operations (a multiplication and an addition are two). Times are measured on this machine.
 """
 
 import argparse
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from engine import options, start
 from engine.errors import UserError
 from engine.files import write_text
 from engine.words import keywords
-from models.encoders import ENCODERS
+from models.encoders import ENCODERS, build_encoder
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- python -m tools.network_table --write -->\n", "<!-- end -->\n"
+BEGIN_COSTS = "<!-- python -m tools.network_table --costs --write -->\n"
 CLASSES, SIZE = 19, (97, 131)
+COUNTED, ROUNDS = (256, 512), 2  # the image, H and W, whose operations are counted; passes timed
 
 
 def representatives() -> list[str]:
@@ -49,7 +56,7 @@ def run(network: str, words: dict[str, str]) -> models.Network:
 
 
 def cell(network: str, words: dict[str, str]) -> str:
-    """Return the millions of parameters with 19 classes, or a dash where the pair is refused.
+    """Return millions of parameters / GFLOP with 19 classes, or a dash where the pair is refused.
 
     A star says that it takes output stride 32, where the network's own default is refused.
     """
@@ -59,8 +66,60 @@ def cell(network: str, words: dict[str, str]) -> str:
             built = run(network, words | more)
         except UserError:
             continue
-        return f"{sum(parameter.numel() for parameter in built.parameters()) / 1e6:.1f}{mark}"
+        gflop = operations(built.eval(), torch.zeros(1, 3, *COUNTED, device="meta")) / 1e9
+        return f"{millions(built)} / {gflop:.3g}{mark}"
     return "-"
+
+
+def millions(module: nn.Module) -> str:
+    """Return how many million parameters a module has."""
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f}"
+
+
+def operations(forward: Callable[[Tensor], object], images: Tensor) -> int:
+    """Return what torch's counter counts: convolutions, matrix products and attention alone."""
+    with FlopCounterMode(display=False) as counter:
+        forward(images)
+    return counter.get_total_flops()
+
+
+def milliseconds(forward: Callable[[Tensor], object]) -> float:
+    """Return the processor time of one thread's fastest pass, which others' work disturbs least."""
+    images, taken = torch.rand(1, 3, *COUNTED), []
+    with torch.inference_mode():
+        for _ in range(1 + ROUNDS):
+            started = time.process_time()
+            forward(images)
+            taken.append(time.process_time() - started)
+    return 1e3 * min(taken[1:])
+
+
+def costs() -> str:
+    """Return the tables of what the networks as they are, and the encoders, cost."""
+    torch.set_num_threads(1)
+    builds = {name: lambda name=name: models.build_model(name, CLASSES) for name in models.MODELS}
+    networks = cost_table("network", builds, lambda network: network)
+    builds = {name: lambda name=name: build_encoder(name, 32) for name in ENCODERS}
+    return f"{networks}\n{cost_table('encoder', builds, lambda encoder: encoder.features)}"
+
+
+def cost_table(what: str, builds: dict[str, Callable], forward_of: Callable) -> str:
+    """Return a row for each module that is built: parameters, operations, time.
+
+    Args:
+        what: the modules are, for the heading.
+        builds: by name.
+        forward_of: a module -> what is run.
+    """
+    rows = [f"| {what} | million parameters | GFLOP | ms |", "|---|---|---|---|"]
+    for name, build in builds.items():
+        with torch.device("meta"):
+            module = build().eval()
+            images = torch.zeros(1, 3, *COUNTED)
+        gflop = operations(forward_of(module), images) / 1e9
+        taken = milliseconds(forward_of(build().eval()))
+        rows.append(f"| `{name}` | {millions(module)} | {gflop:.3g} | {taken:.0f} |")
+    return "\n".join(rows) + "\n"
 
 
 def table() -> str:
@@ -81,26 +140,28 @@ def on_any_encoder() -> list[str]:
     return [name for name, keyword in found.items() if keyword and not keyword.choices]
 
 
-def page_with(text: str, content: str) -> str:
-    """Return the page's text with the tables between its marks replaced."""
-    before, _, rest = text.partition(BEGIN)
+def page_with(text: str, content: str, begin: str = BEGIN) -> str:
+    """Return the page's text with the tables between these marks replaced."""
+    before, _, rest = text.partition(begin)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+    return f"{before}{begin}\n{content}\n{END}{after}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = options.parser(__doc__)
+    parser.add_argument("--costs", action="store_true", help="what each costs, in their place")
     parser.add_argument("--write", action="store_true", help="into docs/models.md")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the tables, or write them into the page."""
+    begin, content = (BEGIN_COSTS, costs()) if args.costs else (BEGIN, table())
     if args.write:
-        write_text(PAGE, page_with(PAGE.read_text(), table()))
+        write_text(PAGE, page_with(PAGE.read_text(), content, begin))
     else:
-        print(table())
+        print(content)
 
 
 if __name__ == "__main__":
