@@ -34,7 +34,7 @@ WORDS = {
     "fcn16s": "width=16",
     "fcn32s": "width=16",
     "mask2former": "encoder=resnet18 width=64 queries=20 pixel_layers=2 layers=4",
-    "segnet": "width=16",
+    "segnet": "width=32",
     "vfm": "encoder=dinov2_vits14",
 }
 

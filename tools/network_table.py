@@ -29,6 +29,7 @@ BEGIN, END = "<!-- python -m tools.network_table --write -->\n", "<!-- end -->\n
 BEGIN_COSTS = "<!-- python -m tools.network_table --costs --write -->\n"
 CLASSES, SIZE = 19, (97, 131)
 COUNTED, ROUNDS = (256, 512), 2  # the image, H and W, whose operations are counted; passes timed
+TIMED = 4e8  # parameters up to which they are: DINOv3's largest encoder would fill 27 GB
 
 
 def representatives() -> list[str]:
@@ -66,8 +67,8 @@ def cell(network: str, words: dict[str, str]) -> str:
             built = run(network, words | more)
         except UserError:
             continue
-        gflop = operations(built.eval(), torch.zeros(1, 3, *COUNTED, device="meta")) / 1e9
-        return f"{millions(built)} / {gflop:.3g}{mark}"
+        images = torch.zeros(1, 3, *COUNTED, device="meta")
+        return f"{millions(built)} / {gflop(built.eval(), images)}{mark}"
     return "-"
 
 
@@ -81,6 +82,12 @@ def operations(forward: Callable[[Tensor], object], images: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         forward(images)
     return counter.get_total_flops()
+
+
+def gflop(forward: Callable[[Tensor], object], images: Tensor) -> str:
+    """Return these operations in units of 1e9, three digits of them at least."""
+    count = operations(forward, images) / 1e9
+    return f"{count:.3g}" if count < 1000 else f"{count:.0f}"
 
 
 def milliseconds(forward: Callable[[Tensor], object]) -> float:
@@ -116,9 +123,10 @@ def cost_table(what: str, builds: dict[str, Callable], forward_of: Callable) -> 
         with torch.device("meta"):
             module = build().eval()
             images = torch.zeros(1, 3, *COUNTED)
-        gflop = operations(forward_of(module), images) / 1e9
-        taken = milliseconds(forward_of(build().eval()))
-        rows.append(f"| `{name}` | {millions(module)} | {gflop:.3g} | {taken:.0f} |")
+        counted = gflop(forward_of(module), images)
+        small = sum(parameter.numel() for parameter in module.parameters()) <= TIMED
+        taken = f"{milliseconds(forward_of(build().eval())):.0f}" if small else "-"
+        rows.append(f"| `{name}` | {millions(module)} | {counted} | {taken} |")
     return "\n".join(rows) + "\n"
 
 
