@@ -10,8 +10,9 @@ from PIL import Image
 
 from browser import Browser
 from inference.calibration import Calibration
+from inference.metrics import ConfusionMatrix
 from inference.page import assemble
-from inference.page.gathering import Gathering
+from inference.page.gathering import Gathering, unpacked
 from inference.page.report import SCRIPTS, STYLES, Part, join
 
 EVIL = "</script><img src=x onerror='window.hurt=1'>"
@@ -94,6 +95,7 @@ def pixel(browser, pane: str, x: int, y: int) -> list[int]:
 
 
 def test_it_opens_from_disk_and_names_are_text(browser):
+    browser.until("performance.getEntriesByName('first-contentful-paint').length")
     paint = browser.run(PAINT)
     print(f"first paint {paint:.0f} ms")
     browser.until("[...document.images].every((i) => i.complete && i.naturalWidth)")
@@ -156,6 +158,17 @@ def test_the_matrix_is_walked_by_arrows(browser):
     assert browser.run("return document.activeElement.dataset.cell") == "1,2"
     browser.press("ARROW_UP", "ENTER")
     assert names(browser) == [10, 8, 6, 4, 2, 11][:5]
+
+
+def test_the_page_scores_as_evaluate_does(browser, report):
+    data = json.loads((report / "report.json").read_text())
+    for run in data["runs"]:
+        matrix = ConfusionMatrix(len(CLASSES), CLASSES)
+        matrix.counts = sum(unpacked(counts, len(CLASSES) + 1) for _, counts in run["rows"])
+        matrix.counts[-1] = 0  # of the image without labels
+        wanted = matrix.compute()["iou"]
+        found = browser.run(f"return RUNS.find((r) => r.name === {json.dumps(run['name'])}).iou")
+        assert found == pytest.approx(wanted, abs=1e-9)
 
 
 def test_networks_are_compared(browser):
@@ -274,7 +287,8 @@ def test_two_thousand_images_stay_quick(browser, report, tmp_path):
     shutil.copytree(report, many)
     (many / "index.html").write_text(assemble("many", STYLES, SCRIPTS, data))
     browser.open(many / "index.html")
-    browser.until("document.images.length && [...document.images].every((i) => i.complete)")
+    browser.until("document.images.length && document.images[0].complete")
+    browser.until("performance.getEntriesByName('first-contentful-paint').length")
     assert browser.run("return document.querySelectorAll('.card').length") < 100
     paint = browser.run(PAINT)
     sort = browser.milliseconds("setSort('class 1'); arrange()")
