@@ -1,11 +1,14 @@
 """Augmentations without a namesake's figures: what each does, worked by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import fakedata
+import train_da
 from engine.errors import UserError
 from training.augment import (
     Augment,
@@ -20,6 +23,7 @@ from training.augment import (
     weather,
 )
 from training.batch import Batch
+from worlds import SMALL
 
 
 def flat(level: float, n: int = 1, height: int = 40, width: int = 60) -> torch.Tensor:
@@ -349,3 +353,24 @@ def test_a_jpeg_of_quality_100_changes_levels_by_rounding_alone():
     assert steps[0, 0, :3].tolist() == [16, 11, 10]  # the standard's own
     assert steps[1, 0, 0] == 32
     assert (steps[2] == 1).all()
+
+
+WORDS = """source:fda source:lab=0.5 elastic p=1 hflip crop=48,32 target:fog=0.5 coarse_dropout
+    label=ignore source:copy_paste=0,1 p=1 mixed:rotate=20 p=1 mixed:gaussian_noise""".split()
+
+
+def test_a_run_with_all_sides_goes_on_as_if_it_had_not_stopped(tmp_path: Path):
+    """Styles of the target, pasting, and mixed images: 2 steps, and 1 and then 2."""
+    data = fakedata.make_camvid(tmp_path / "camvid", n=6, size=(64, 48))
+    words = [*SMALL, "--data-dir", str(data), "--method", "mix", "--num-workers", "0"]
+    words += ["--num-steps", "2", "--augment", *WORDS]
+    for folder, more in (("whole", []), ("parts", ["--num-steps-stop", "1"]), ("parts", [])):
+        to = ["--snapshot-dir", str(tmp_path / folder)]
+        train_da.main(train_da.parse_args([*words, *to, *more]))
+    whole, parts = (
+        torch.load(tmp_path / folder / "camvid_2.pth", weights_only=True)["model"]
+        for folder in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    with pytest.raises(UserError, match="mixed:gaussian_noise goes with --method mix or fixmatch"):
+        train_da.parse_args([*SMALL, "--snapshot-dir", "x", "--augment", *WORDS])
