@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.parsing import at_least, between, swing
+from training.augment.blur import with_kernels
 from training.augment.row import Range, Row, uniform
 
 Size = tuple[int, int]  # w, h of the frame in pixels
@@ -47,12 +48,13 @@ def elastic(
     pitch = max(1.0, sigma / 2)
     spread = sigma / pitch  # of the blur, in points
     radius = math.ceil(3 * spread)
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1.0, device=on.device) / spread) ** 2)
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1.0) / spread) ** 2)
     taps = taps / taps.square().sum().sqrt()  # what is blurred along both sides keeps deviation 1
     shape = [math.ceil(length / pitch) + 1 + 2 * radius for length in (height, width)]
     noise = torch.randn(2 * n, 1, *shape, device=on.device)
-    field = F.conv2d(F.conv2d(noise, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
-    field = field.view(n, 2, *field.shape[2:])
+    along, down = (taps.expand(2 * n, -1).unsqueeze(axis) for axis in (1, 2))
+    field = with_kernels(with_kernels(noise, along), down)
+    field = field[..., radius:-radius, radius:-radius].unflatten(0, (n, 2)).squeeze(2)
     deviation = alpha / math.sqrt(3) / (2 * math.sqrt(math.pi) * sigma)
     pixel = torch.tensor([2 / width, 2 / height], device=on.device) * deviation
     field = field * (pixel * on.view(n, 1)).view(n, 2, 1, 1)
