@@ -11,9 +11,13 @@ import fakedata
 import train_da
 from engine.errors import UserError
 from training.augment import (
+    AUGMENTATIONS,
     Augment,
+    Word,
     blur,
     colour,
+    distortion,
+    find_way,
     moves,
     noise,
     occlusion,
@@ -71,6 +75,28 @@ def test_linear_colours_together_are_cut_once():
     batch = {"image": flat(100.0, 2).to(torch.uint8)}
     out = Augment([f"{word} p=1" for word in words])(batch, "target").image
     torch.testing.assert_close(out, flat(200.0, 2))
+
+
+def test_linear_colours_come_in_their_order():
+    """Grey first: 0.299 of red, whatever channel it would have been put into after."""
+    red = flat(0.0, 6).to(torch.uint8)
+    red[:, 0] = 200
+    torch.manual_seed(0)
+    out = Augment(["saturation=-1,-1 p=1", "channel_shuffle p=1"])({"image": red}, "target").image
+    torch.testing.assert_close(out, flat(0.299 * 200, 6))
+
+
+def test_what_comes_last_is_looked_through_first():
+    words = {
+        "optical_distortion": {"strength": (0.1, 0.1)},
+        "elastic": {"alpha": 9.0, "sigma": 4.0},
+    }
+    words["grid_distortion"] = {"strength": (0.1, 0.1), "steps": 2}
+    stages = {"bend": [(AUGMENTATIONS[name], Word(1.0, how)) for name, how in words.items()]}
+    way = find_way(stages, [], 2, (8, 8))
+    order = [bend.func for bend, _ in way.bends]
+    assert order == [distortion.grid_distortion, distortion.elastic, distortion.optical_distortion]
+    assert way.moved.all()
 
 
 # ------------------------------------------------------------------ blur and noise
