@@ -45,9 +45,9 @@ def add_val(group: argparse._ArgumentGroup, what: str) -> None:
         type=named_images,
         default=[],
         metavar="DATASET:SPLIT:FOLDER:KEY=VALUE",
-        help=f"labelled images of any datasets of these classes, {what}; FOLDER and options where "
-        "needed, for instance acdc:val:data/ACDC:condition=night; default: the one set of the "
-        "other options",
+        help=f"labelled images of any datasets of these classes, {what}; FOLDER, where it is "
+        "not that of the run's own, and options, for instance "
+        "acdc:val:data/ACDC:condition=night; default: the one set of the other options",
     )
 
 
@@ -69,6 +69,8 @@ def val_sets(
 ) -> dict[str, Images]:
     """Return the images of --val by name: what was written, without the folder.
 
+    Without a folder they lie where the run's own images of that dataset do.
+
     Raises:
         UserError: one is there twice.
     """
@@ -80,7 +82,7 @@ def val_sets(
             raise UserError(f"--val {text} is given twice")
         sets[text if name in sets else name] = Images(
             dataset=dataset,
-            root=folder,
+            root=folder or _folders(args).get(dataset),
             split=split,
             size=size,
             seed=seed,
@@ -88,6 +90,13 @@ def val_sets(
             options=_own(dataset, "target", list(own.items())),
         )
     return sets
+
+
+def _folders(args: argparse.Namespace) -> dict[str, str | None]:
+    """Return the folder of each dataset that a run names, whatever the script."""
+    if hasattr(args, "source"):
+        return {images.dataset: images.root for images in [*sources(args), target(args)]}
+    return {args.dataset: args.data_dir}
 
 
 # ------------------------------------------------------------------ images

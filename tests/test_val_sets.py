@@ -65,8 +65,8 @@ def test_adaptation_scores_every_set_and_the_first_chooses(root, tmp_path: Path,
     assert [entry["val_on"] for entry in scores] == ["camvid:day_val"] * 2
     assert scores[-1]["val_also"]["camvid:test"] == result["also"]["camvid:test"]["miou"]
     assert best["miou"] == max(entry["val_miou"] for entry in scores)
-    # a moved folder resumes, other sets do not
-    words[-3:] = [f"{word}/." for word in sets]
+    # the run's own folder is understood; a moved folder resumes, other sets do not
+    words[-3:] = ["camvid:day_val", f"{sets[1]}/.", "camvid:test"]
     train_da.main(train_da.parse_args(words))
     with pytest.raises(UserError, match=r"--val \['camvid:day_val', .* -> \['camvid:test'\]"):
         train_da.main(train_da.parse_args([*words[:-3], sets[2]]))
