@@ -87,7 +87,7 @@ def test_photographs_of_any_names_and_sizes(checkpoint, tmp_path):
         assert np.array_equal(read(tmp_path / "out" / "color" / f"{stem}_color.png"), ids)
         assert read(tmp_path / "out" / "overlay" / f"{stem}.jpg").shape == (*ids.shape, 3)
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert len(written) == 3 * len(sizes)
+    assert len(written) == 3 * len(sizes) + 1  # and predictions.json
 
 
 def test_a_turned_photograph_is_predicted_as_it_is_looked_at(checkpoint, tmp_path):
@@ -166,7 +166,7 @@ def test_what_is_written_is_no_photograph(checkpoint, tmp_path):
     for _ in range(2):  # the second finds the pictures of the first, below its own folder
         run(*words, "--save", tmp_path / "in" / "seen")
     written = [p for p in (tmp_path / "in" / "seen").rglob("*") if p.is_file()]
-    assert len(written) == 3
+    assert len(written) == 4  # and predictions.json
     with pytest.raises(UserError, match="is the folder of the photographs: give another"):
         run(*words, "--save", tmp_path / "in")
     before = (tmp_path / "in" / "a.jpg").read_bytes()
