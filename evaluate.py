@@ -22,7 +22,6 @@ image. --predictions scores such a folder again. --report writes a page to look 
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -42,9 +41,9 @@ from engine.errors import UserError
 from engine.files import refuse_replacing, write_text
 from engine.values import Images
 from engine.words import keywords
-from inference import intervals, label_folders, loop, outputs, photographs
+from inference import intervals, label_folders, loop, outputs, photographs, scores
 from inference.crf import DenseCrf, refine
-from inference.metrics import ConfusionMatrix, plain
+from inference.metrics import ConfusionMatrix
 from inference.others import Others
 from inference.page import predicted, reporting
 from inference.report import below_each_other, side_by_side
@@ -245,7 +244,7 @@ def score_checkpoint(
         loading = options.loading(args)
         confusion = loop.evaluate(predictor, dataset, loading, args.batch_size, note, **how)
     protocol = {
-        **{key: shown_sizes(seen) for key, seen in sizes.items()},
+        **{key: scores.shown_sizes(seen) for key, seen in sizes.items()},
         "align_corners": predictor.align_corners,
         "scales": args.scales,
         "flip": args.flip,
@@ -258,7 +257,8 @@ def score_checkpoint(
     calibrated = {} if confusion.is_empty else others.calibrated()
     seen.finish(path, protocol, scored, calibrated)
     seconds = time.perf_counter() - start
-    result = report(args, dataset, confusion, scored, protocol, seconds, others)
+    how = {"classes": args.classes, "draws": args.intervals}
+    result = scores.report(dataset, confusion, scored, protocol, seconds, others, **how)
     if args.calibration and calibrated:
         print(f"expected calibration error {calibrated['ece']:.2f} %, of 15 bins")
         result |= calibrated
@@ -360,13 +360,14 @@ def score_folder(args, folder: str, page: reporting.Page) -> dict:
             sizes.add(tuple(batch["label"].shape[-2:]))
     confusion.add_up_processes()
     protocol = {
-        "label": shown_sizes(sizes),
+        "label": scores.shown_sizes(sizes),
         "predictions": folder,
         "ids": ids,
     }
     seen.finish(folder, protocol, scored)
     seconds = time.perf_counter() - start
-    return report(args, dataset, confusion, scored, protocol, seconds, others)
+    how = {"classes": args.classes, "draws": args.intervals}
+    return scores.report(dataset, confusion, scored, protocol, seconds, others, **how)
 
 
 def scored_classes(args, dataset) -> list[int] | None:
@@ -379,72 +380,6 @@ def scored_classes(args, dataset) -> list[int] | None:
         there = ", ".join(dataset.subsets) or "none"
         raise UserError(f"--classes {subset}: the subsets of {dataset.name} are: {there}")
     return dataset.subsets[subset] if subset is not None else None
-
-
-def shown_sizes(seen: set[tuple[int, int]]) -> str:
-    """Return the one size of all processes' images as WxH, else how many there are."""
-    sizes = sorted({tuple(size) for part in processes.gather(sorted(seen)) for size in part})
-    if len(sizes) == 1:
-        return f"{sizes[0][1]}x{sizes[0][0]}"
-    return f"{len(sizes)} sizes"
-
-
-def report(args, dataset, confusion, scored, protocol: dict, seconds: float, others) -> dict:
-    """Print the protocol and the scores, of boundaries and instances too; return all."""
-    protocol = {
-        "dataset": dataset.name,
-        "images": dataset.list_file or dataset.split,
-        "count": len(dataset),
-        **{key: value for key, value in dataset.option.items() if value is not None},
-        "classes": args.classes or dataset.num_classes,
-        **protocol,
-    }
-    if confusion.is_empty:
-        why = (
-            "every label is ignored" if getattr(dataset, "labelled", True) else "no label is there"
-        )
-        print(f"{len(dataset)} images in {seconds:.1f} s; not scored: {why}", flush=True)
-        return {**protocol, "miou": None, "seconds": seconds}
-    scores = confusion.compute(scored)
-    print("protocol: " + ", ".join(f"{key} {shown(value)}" for key, value in protocol.items()))
-    print("\n".join(confusion.lines(scores)))
-    wanted = len(scores["scored"])
-    print(
-        f"mIoU is the mean of {scores['classes_scored']} of {wanted} classes, the others neither "
-        "in the labels nor predicted"
-        if scores["classes_scored"] < wanted
-        else f"mIoU is the mean of all {wanted} classes"
-    )
-    print(
-        f"pixel accuracy {scores['pixel_accuracy']:.2f}, mean accuracy "
-        f"{scores['mean_accuracy']:.2f}, frequency-weighted IoU {scores['fw_iou']:.2f}"
-    )
-    if scores["void_share"]:
-        print(f"{scores['void_share']:.2f} % of the pixels have no predicted class: misses")
-    result = {**protocol, **confusion.summary(scored), "seconds": seconds}
-    if args.intervals:
-        result["draws"] = intervals.drawn_miou(confusion.images, scored)
-        result["miou_interval"] = intervals.interval(result["draws"])
-        print(f"mIoU {scores['miou']:.1f} {result['miou_interval']}, 95 % of the draws of images")
-    found, lines = others.results(confusion, scored)
-    result |= found
-    print("\n".join(lines), end="\n" if lines else "")
-    if dataset.categories:
-        categories = confusion.group_iou(dataset.categories)
-        present = [iou for iou in categories.values() if not math.isnan(iou)]
-        result["categories"] = {name: plain(iou) for name, iou in categories.items()}
-        result["category_miou"] = sum(present) / len(present)
-        print("\n".join(f"category {name}\t{round(iou, 2)}" for name, iou in categories.items()))
-        print(f"category mIoU {result['category_miou']:.2f}")
-    print(f"{len(dataset)} images in {seconds:.1f} s", flush=True)
-    return result
-
-
-def shown(value) -> str:
-    """Return an entry of the protocol as text."""
-    if value is None or isinstance(value, bool):
-        return "yes" if value else "no"
-    return ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else str(value)
 
 
 if __name__ == "__main__":
