@@ -188,7 +188,7 @@ def test_golden_numbers(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: build_model("unet3", 2), "acfnet, attention_unet, compact, deeplabv1"),
+        (lambda: build_model("unet3", 2), "acfnet, attention_unet, compact, daformer"),
         (lambda: build_model("deeplabv2", 2, width=3), "encoder, multi_level"),
         (lambda: build_model("deeplabv2", 2, backbone="vgg16"), "resnet50, resnet101"),
         (lambda: build_model("deeplabv2", 2, backbone="resnet18"), "resnet50, resnet101"),
