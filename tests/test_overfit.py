@@ -32,7 +32,7 @@ WORDS = {
     "deeplabv2": "encoder=resnet50",
     "fcn8s": "width=16",
     "fcn16s": "width=16",
-    "fcn32s": "width=16",
+    "fcn32s": "width=32",
     "mask2former": "encoder=resnet18 width=64 queries=20 pixel_layers=2 layers=4",
     "segnet": "width=32",
     "vfm": "encoder=dinov2_vits14",
