@@ -106,6 +106,14 @@ def test_scaling_prints_tables(tmp_path, capsys, monkeypatch):
     assert torch.get_num_threads() == threads
 
 
+def test_costs_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib", reason="draws with matplotlib")
+    row = {"name": "unet", "mean_ms": 10.0, "parameters": 24_000_000, "gflop": 30.0}
+    networks.draw([row, row | {"name": "pidnet", "mean_ms": 4.0}], str(tmp_path / "c.png"))
+    with Image.open(tmp_path / "c.png") as plot:
+        assert plot.size == (900, 600)
+
+
 def test_growth_is_drawn(tmp_path):
     pytest.importorskip("matplotlib", reason="draws with matplotlib")
     times = {name: [1.0, 10.0] for name in scaling.OPERATIONS}

@@ -10,7 +10,7 @@
     python -m tools.benchmark loader --json loader.json    files -> samples
     python -m tools.benchmark vote --repeats 1             five submission files -> one
     python -m tools.benchmark sass                         what the CUDA code lets an H100 do
-    python -m tools.benchmark models --model unet encoder=mit_b0 --model pidnet
+    python -m tools.benchmark models --model unet encoder=mit_b0 --model pidnet --plot costs.png
                                                            parameters, FLOPs, time, memory
 
 Both sides take turns on the same inputs and our results are first compared with the plain ones or
@@ -19,9 +19,10 @@ own rates are measured in the same run. Threads: OMP_NUM_THREADS.
 """
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine import options, parsing, start
@@ -50,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     subjects = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     add_subject(subjects, "kernels", "the compiled operations", (2048, 1024), 15)
     sub = add_subject(subjects, "scaling", "how the operations' cost grows", (512, 256), 7)
-    sub.add_argument("--plot", metavar="FILE.png", help="also draw the numbers, with matplotlib")
+    add_plot(sub)
     sub = add_subject(subjects, "evaluate", "files to confusion matrix", (2048, 1024), 5)
     add_images(sub, 8)
     add_backbone(sub)
@@ -78,6 +79,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     metavar = ("NAME", "KEY=VALUE")
     sub.add_argument("--model", nargs="+", action="append", metavar=metavar, help=text)
     sub.add_argument("--classes", type=parsing.at_least(1), default=19, help="default %(default)s")
+    add_plot(sub)
     sub = subjects.add_parser("sass", help=sass.__doc__, description=sass.__doc__)
     sub.add_argument("--architecture", default="sm_90", metavar="sm_NN", help="default %(default)s")
     return parser.parse_args(argv)
@@ -102,6 +104,11 @@ def add_subject(subjects, name: str, text: str, size: tuple | None, repeats: int
     return sub
 
 
+def add_plot(sub: options.Parser) -> None:
+    """Add a file for a picture of the numbers."""
+    sub.add_argument("--plot", metavar="FILE.png", help="also draw the numbers, with matplotlib")
+
+
 def add_images(sub: options.Parser, default: int) -> None:
     """Add how many images a round handles."""
     sub.add_argument(
@@ -124,7 +131,7 @@ def main(args: argparse.Namespace) -> None:
     if args.what == "sass":
         sass.show(args.architecture)
         return
-    for file in (args.json, args.what == "scaling" and args.plot):
+    for file in (args.json, getattr(args, "plot", None)):
         if file:
             writable_folder(Path(file).parent)
     device = pick_device(args.device)
@@ -162,11 +169,16 @@ def show_growth(args: argparse.Namespace, device) -> list[dict]:
         rows.append(row)
         print(f"\n{scaling.table(row)}", flush=True)
     if args.plot:
-        try:
-            scaling.draw(rows, args.size, args.plot)
-        except ImportError:
-            print("\nno chart: it needs matplotlib (pip install matplotlib)", file=sys.stderr)
+        chart(functools.partial(scaling.draw, rows, args.size, args.plot))
     return rows
+
+
+def chart(draw: Callable[[], None]) -> None:
+    """Draw, or say what that needs."""
+    try:
+        draw()
+    except ImportError:
+        print("\nno chart: it needs matplotlib (pip install matplotlib)", file=sys.stderr)
 
 
 def show_costs(args: argparse.Namespace, device) -> list[dict]:
@@ -181,6 +193,8 @@ def show_costs(args: argparse.Namespace, device) -> list[dict]:
         numbers = [row[key] for key in ("gflop", "mean_ms", "deviation_ms", "memory_mb")]
         shown = " ".join(f"{number:11.1f}" for number in numbers)
         print(f"{row['name']:40} {row['parameters']:11,} {shown}", flush=True)
+    if args.plot:
+        chart(functools.partial(networks.draw, rows, args.plot))
     return rows
 
 

@@ -84,6 +84,30 @@ def run(
         yield row
 
 
+def draw(rows: list[dict], path: str) -> None:
+    """Draw parameters over time, a point for each network of `run`, larger the more it computes.
+
+    Args:
+        rows: of `run`.
+        path: of the PNG.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure((9, 6), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        place = row["mean_ms"], row["parameters"] / 1e6
+        axes.scatter(*place, s=10 + 2 * row["gflop"], alpha=0.6)
+        axes.annotate(row["name"], place, textcoords="offset points", xytext=(4, 4), fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="ms an image", ylabel="million parameters")
+    axes.set_title("the larger a point, the more operations")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, format="png")
+
+
 def measure(network: Network, image: Tensor, precision: str, repeats: int) -> dict:
     """Return the numbers of a network on one image, float [1,3,H,W]."""
     device = image.device
