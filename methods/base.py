@@ -155,3 +155,46 @@ class Watch:
             warning = f"the pseudo labels collapse to {classes} classes; the source has {expected}"
         values = {f"{self.name}_{key}": torch.tensor(value) for key, value in values.items()}
         return values, [f"{self.name}: {warning}"] if warning else []
+
+
+class Consistency(Method):
+    """A method whose changed images are held to the classes that plain ones are sure to show.
+
+    Args:
+        name: of the method and its term.
+        setting: of the run.
+        weight: of the term.
+        threshold: confidence from which a pixel is sure.
+    """
+
+    mixes = True
+
+    def __init__(self, name: str, setting: Setting, weight: float, threshold: float):
+        super().__init__()
+        self.name, self.weight, self.threshold = name, weight, threshold
+        self.align_corners, self.augment = setting.align_corners, setting.augment
+        self.watch = Watch(name, setting.num_classes)
+
+    def labels_of(self, outputs: dict[str, Tensor], seen: Seen) -> tuple[Tensor, Tensor]:
+        """Return the classes of the target's images, uint8 [N,H,W], and where they are sure, bool.
+
+        Args:
+            outputs: on these images, without gradients.
+            seen: whose target they are of.
+        """
+        label, confidence = kernels.argmax_upsample(
+            outputs["out"], seen.target.image.shape[-2:], self.align_corners, True
+        )
+        sure = confidence >= self.threshold
+        self.watch.count(label, sure, seen.source.label)
+        return label, sure
+
+    def term(self, batch: Batch, student: Student) -> dict[str, Tensor]:
+        """Return the weighted cross-entropy on changed images, the mean over all their pixels."""
+        how = {"pixel_weight": batch.weight, "balanced": False}
+        terms = student.loss(student(batch.image), batch.label, self.name, **how)
+        return {name: self.weight * term for name, term in terms.items()}
+
+    def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
+        """Return how sure the classes were."""
+        return self.watch.read()

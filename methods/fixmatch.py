@@ -8,13 +8,13 @@ from torch import Tensor
 import kernels
 from engine.errors import UserError
 from engine.words import HueTurns, Share, Weight
-from methods.base import Method, Seen, Setting, Watch
+from methods.base import Consistency, Seen, Setting
 from training.augment import blur, colour, pasting
 from training.batch import Batch
 from training.student import Student
 
 
-class FixMatch(Method):
+class FixMatch(Consistency):
     """Predict on strongly changed target images what the network is sure of on the plain ones.
 
     Source: Sohn et al. 2020 (FixMatch), equation 4, for segmentation as Yang et al. 2023 (UniMatch,
@@ -26,7 +26,6 @@ class FixMatch(Method):
     """
 
     needs = frozenset({"target_detached"})
-    mixes = True
 
     def __init__(
         self,
@@ -41,21 +40,15 @@ class FixMatch(Method):
             Share, "probability of pasting a box of another target image"
         ] = 0.0,
     ):
-        super().__init__()
-        self.align_corners, self.augment = setting.align_corners, setting.augment
-        self.weight, self.threshold = lambda_fixmatch, fixmatch_threshold
+        super().__init__("fixmatch", setting, lambda_fixmatch, fixmatch_threshold)
         self.jitter, self.hue, self.blur = fixmatch_jitter, fixmatch_hue, fixmatch_blur
         self.cutmix = fixmatch_cutmix
-        self.watch = Watch("fixmatch", setting.num_classes)
 
     def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
         """Return the cross-entropy of the strong view's outputs, where the weak one's are sure."""
         image = seen.target.image
-        label, confidence = kernels.argmax_upsample(
-            seen.target.outputs["out"].detach(), image.shape[-2:], self.align_corners, True
-        )
-        sure = confidence >= self.threshold
-        self.watch.count(label, sure, seen.source.label)
+        plain = {"out": seen.target.outputs["out"].detach()}
+        label, sure = self.labels_of(plain, seen)
         image = colour.color_jitter(image, self.jitter, self.hue, probability=0.8)
         image = blur.gaussian_blur(image, self.blur, sigma=(0.1, 2.0))
         weight = sure.float()
@@ -68,14 +61,7 @@ class FixMatch(Method):
             boxes = boxes.to(image.device, non_blocking=True)
             below = [image, label, weight]
             image, label, weight = kernels.cutmix(below, [one.roll(1, 0) for one in below], boxes)
-        strong = self.augment(Batch(image, label, weight))
-        how = {"pixel_weight": strong.weight, "balanced": False}
-        terms = student.loss(student(strong.image), strong.label, "fixmatch", **how)
-        return {name: self.weight * term for name, term in terms.items()}
-
-    def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
-        """Return how sure the network was of the plain images."""
-        return self.watch.read()
+        return self.term(self.augment(Batch(image, label, weight)), student)
 
 
 METHODS = {"fixmatch": FixMatch}

@@ -1,20 +1,20 @@
 """Masked images: what lies in hidden blocks is to be told from what lies around them."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-import kernels
 from engine.words import Count, HueTurns, Share, Weight
-from methods.base import Method, Seen, Setting, Watch
+from methods.base import Consistency, Seen, Setting
 from training.augment import blur, colour
 from training.augment.occlusion import random_blocks
 from training.batch import Batch
 from training.student import Student
 
 
-class Masked(Method):
+class Masked(Consistency):
     """Predict, on target images with hidden blocks, what a mean teacher sees in the whole ones.
 
     Source: Hoyer et al. 2023 (MIC), section 3.2, equations 4 to 8: blocks are hidden each by
@@ -24,7 +24,6 @@ class Masked(Method):
     as in DACS; the teacher is updated before a step.
     """
 
-    mixes = True
     needs = frozenset({"teacher_out"})
 
     def __init__(
@@ -39,36 +38,22 @@ class Masked(Method):
         masked_hue: Annotated[HueTurns, "its hue, in turns"] = 0.2,
         masked_blur: Annotated[Share, "probability of blurring masked images"] = 0.5,
     ):
-        super().__init__()
-        self.align_corners, self.augment = setting.align_corners, setting.augment
-        self.weight, self.threshold = lambda_masked, masked_threshold
+        super().__init__("masked", setting, lambda_masked, masked_threshold)
         self.ratio, self.block = masked_ratio, masked_block
         self.jitter, self.hue, self.blur = masked_jitter, masked_hue, masked_blur
         mean = torch.tensor(setting.mean).view(1, 3, 1, 1)
         self.register_buffer("mean", mean, persistent=False)
-        self.watch = Watch("masked", setting.num_classes)
 
     def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
         """Return the cross-entropy on the masked images."""
-        image = seen.target.image
-        label, confidence = kernels.argmax_upsample(
-            seen.teacher["out"], image.shape[-2:], self.align_corners, True
-        )
-        sure = confidence >= self.threshold
-        self.watch.count(label, sure, seen.source.label)
-        weight = sure.float().mean().expand_as(confidence)
-        image = colour.color_jitter(image, self.jitter, self.hue, probability=0.8)
+        label, sure = self.labels_of(seen.teacher, seen)
+        weight = sure.float().mean().expand(sure.shape)
+        image = colour.color_jitter(seen.target.image, self.jitter, self.hue, probability=0.8)
         image = blur.gaussian_blur(image, self.blur)
         batch = self.augment(Batch(image, label, weight))
         hidden = random_blocks(batch.image, (self.ratio, self.ratio), (self.block, self.block))
         image = torch.where(hidden.unsqueeze(1), self.mean, batch.image)
-        how = {"pixel_weight": batch.weight, "balanced": False}
-        terms = student.loss(student(image), batch.label, "masked", **how)
-        return {name: self.weight * term for name, term in terms.items()}
-
-    def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
-        """Return how sure the teacher was."""
-        return self.watch.read()
+        return self.term(replace(batch, image=image), student)
 
 
 METHODS = {"masked": Masked}

@@ -8,13 +8,13 @@ from torch import Tensor
 import kernels
 from engine.errors import UserError
 from engine.words import HueTurns, Share, Weight
-from methods.base import Method, Seen, Setting, Watch
+from methods.base import Consistency, Seen, Setting
 from training.augment import blur, colour, pasting
 from training.batch import Batch
 from training.student import Student
 
 
-class Mix(Method):
+class Mix(Consistency):
     """Paste parts of images into target images that a teacher labels, and train on them.
 
     Source: Tranheden et al. 2021 (DACS), section 3, trainUDA.py: half the classes of a source
@@ -29,8 +29,6 @@ class Mix(Method):
     pixel 1 where the teacher is sure and 0 elsewhere. `mix_labels` true needs no teacher: target
     images with their own labels are mixed, and the mean is over the labelled pixels.
     """
-
-    mixes = True
 
     def __init__(
         self,
@@ -55,14 +53,11 @@ class Mix(Method):
         mix_hue: Annotated[HueTurns, "its hue, in turns"] = 0.0625,
         mix_blur: Annotated[Share, "probability of blurring mixed images"] = 0.5,
     ):
-        super().__init__()
-        self.align_corners, self.augment = setting.align_corners, setting.augment
+        super().__init__("mix", setting, lambda_mix, mix_threshold)
         self.kind, self.paste, self.per_pixel = mix, mix_from, mix_weight == "pixel"
-        self.weight, self.threshold = lambda_mix, mix_threshold
         self.jitter, self.hue, self.blur = mix_jitter, mix_hue, mix_blur
         self.true_labels = mix_labels == "true"
         self.needs = frozenset({"labelled" if self.true_labels else "teacher_out"})
-        self.watch = Watch("mix", setting.num_classes)
 
     def forward(self, seen: Seen, student: Student) -> dict[str, Tensor]:
         """Return the cross-entropy on the mixed images."""
@@ -70,10 +65,7 @@ class Mix(Method):
         image, label, *weight = self._pasted(below, seen)
         image = colour.color_jitter(image, self.jitter, self.hue, probability=0.8)
         image = blur.gaussian_blur(image, self.blur)
-        mixed = self.augment(Batch(image, label, *weight))
-        how = {"pixel_weight": mixed.weight, "balanced": False}
-        terms = student.loss(student(mixed.image), mixed.label, "mix", **how)
-        return {name: self.weight * term for name, term in terms.items()}
+        return self.term(self.augment(Batch(image, label, *weight)), student)
 
     @staticmethod
     def _labelled(seen: Seen) -> list[Tensor]:
@@ -81,14 +73,9 @@ class Mix(Method):
 
     def _by_teacher(self, seen: Seen) -> list[Tensor]:
         """Return the target images, the teacher's labels of them, and their pixels' weights."""
-        target = seen.target.image
-        pseudo, confidence = kernels.argmax_upsample(
-            seen.teacher["out"], target.shape[-2:], self.align_corners, True
-        )
-        sure = confidence >= self.threshold
-        self.watch.count(pseudo, sure, seen.source.label)
-        weight = sure.float() if self.per_pixel else sure.float().mean().expand_as(confidence)
-        return [target, pseudo, weight]
+        label, sure = self.labels_of(seen.teacher, seen)
+        weight = sure.float() if self.per_pixel else sure.float().mean().expand(sure.shape)
+        return [seen.target.image, label, weight]
 
     def _pasted(self, below: list[Tensor], seen: Seen) -> list[Tensor]:
         """Return the maps `below` with parts of source images, or of one another, on top."""
@@ -110,10 +97,6 @@ class Mix(Method):
             return kernels.classmix(below, above, label, pasting.half_of_classes(label))
         boxes = pasting.half_area_boxes(len(image), *image.shape[-2:])
         return kernels.cutmix(below, above, boxes.to(image.device, non_blocking=True))
-
-    def diagnose(self) -> tuple[dict[str, Tensor], list[str]]:
-        """Return how sure the teacher was."""
-        return self.watch.read()
 
 
 METHODS = {"mix": Mix}
