@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
@@ -15,6 +14,7 @@ from engine.words import Count
 from models.base import PixelLoss
 from models.deformable_attention import DeformableLayer, pixel_centres, sine_positions
 from models.encoded import EncodedNetwork
+from models.encoders.base import join_qkv, renamed
 from models.layers import require_positive, upsample_to, without_autocast
 from models.masked_attention import HEADS, LEVELS, MaskedDecoder
 from models.set_loss import POINTS, set_loss
@@ -197,19 +197,15 @@ class Mask2Former(EncodedNetwork):
 
     def convert_weights(self, state: dict[str, Tensor]) -> tuple[dict, dict[str, str]]:
         """Bring the names of the authors and of transformers to this network's."""
-        renamed: dict[str, Tensor] = {}
+        ours: dict[str, Tensor] = {}
         skipped = {}
         for name, tensor in state.items():
             if name.endswith("criterion.empty_weight"):
                 skipped[name] = "weights of classes in the loss"
             else:
-                renamed[_to_ours(name)] = tensor
-        for name in [name for name in renamed if ".self_attn.q_proj." in name]:
-            parts = [name.replace(".q_proj.", f".{kind}_proj.") for kind in "qkv"]
-            if all(part in renamed for part in parts):  # one layer makes all three here
-                together = torch.cat([renamed.pop(part) for part in parts])
-                renamed[name.replace(".q_proj.", ".in_proj_")] = together
-        converted, others = super().convert_weights(renamed)
+                ours[renamed(name, NAMES)] = tensor
+        join_qkv(ours, ".self_attn.q_proj.", ".self_attn.in_proj_")
+        converted, others = super().convert_weights(ours)
         return converted, skipped | others
 
 
@@ -247,9 +243,3 @@ NAMES = {
         r"transformer.decoder.mask_predictor.mask_embedder.\1.0."
     ),
 }
-
-
-def _to_ours(name: str) -> str:
-    for theirs, ours in NAMES.items():
-        name = re.sub(theirs, ours, name)
-    return name

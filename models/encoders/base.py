@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from models.layers import choose
@@ -114,3 +116,24 @@ def move(state: dict[str, Tensor], before: str, after: str) -> dict[str, Tensor]
         after + name.removeprefix(before) if name.startswith(before) else name: tensor
         for name, tensor in state.items()
     }
+
+
+def renamed(name: str, patterns: Mapping[str, str | Callable]) -> str:
+    """Return a name after each pattern, in their order, was replaced by what it stands before."""
+    for theirs, ours in patterns.items():
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def join_qkv(state: dict[str, Tensor], query: str, joined: str) -> None:
+    """Put three layers of one block into the one that makes queries, keys and values, in place.
+
+    Args:
+        state: what lacks one of the three stays.
+        query: in the names of the query's, `q` standing where the others have `k` and `v`.
+        joined: in its place.
+    """
+    for name in [name for name in state if query in name]:
+        parts = [name.replace(query, query.replace("q", kind)) for kind in "qkv"]
+        if all(part in state for part in parts):
+            state[name.replace(query, joined)] = torch.cat([state.pop(part) for part in parts])

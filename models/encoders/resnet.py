@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from models.encoders.base import Encoder, Row, Stage, dilated_stages, move
+from models.encoders.base import Encoder, Row, Stage, dilated_stages, move, renamed
 from models.layers import choose, excite, in_float32
 from models.transforms import Block
 
@@ -191,7 +191,7 @@ class ResNet(Encoder):
     def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring the names of transformers and of detectron2 to torchvision's."""
         return {
-            _from_detectron2(_from_transformers(name)): tensor for name, tensor in state.items()
+            renamed(_from_transformers(name), DETECTRON2): tensor for name, tensor in state.items()
         }
 
 
@@ -224,12 +224,6 @@ DETECTRON2 = {
     r"\.shortcut\.norm\.": ".downsample.1.",
     r"\.shortcut\.weight$": ".downsample.0.weight",
 }
-
-
-def _from_detectron2(name: str) -> str:
-    for theirs, ours in DETECTRON2.items():
-        name = re.sub(theirs, ours, name)
-    return name
 
 
 class SEResNeXt(ResNet):

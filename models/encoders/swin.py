@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoders.base import Encoder, Row, move
+from models.encoders.base import Encoder, Row, join_qkv, move, renamed
 from models.layers import choose, in_float32
 from models.transforms import Block
 
@@ -226,18 +225,14 @@ class Swin(Encoder):
     def convert_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring the names of timm, torchvision and transformers to the authors'."""
         state = move(state, "model.", "")
-        renamed = {_to_authors(name): tensor for name, tensor in state.items()}
+        named = {renamed(name, NAMES): tensor for name, tensor in state.items()}
         # which a window's side determines
-        converted = {name: t for name, t in renamed.items() if not name.endswith(COMPUTED)}
+        converted = {name: t for name, t in named.items() if not name.endswith(COMPUTED)}
         if "layers.3.downsample.norm.weight" in converted:  # timm halves where a stage begins
             for i in range(3):
                 before, after = (f"layers.{stage}.downsample." for stage in (i + 1, i))
                 converted = move(converted, before, after)
-        for name in [name for name in converted if ".attn.q." in name]:
-            parts = [name.replace(".attn.q.", f".attn.{kind}.") for kind in "qkv"]
-            if all(part in converted for part in parts):  # one layer makes all three here
-                whole = torch.cat([converted.pop(part) for part in parts])
-                converted[name.replace(".attn.q.", ".attn.qkv.")] = whole
+        join_qkv(converted, ".attn.q.", ".attn.qkv.")
         return converted
 
 
@@ -263,12 +258,6 @@ NAMES = {
     r"\.output\.dense\.": ".mlp.fc2.",
     **{rf"^hidden_states_norms\.stage{i + 1}\.": f"norm{i}." for i in range(4)},
 }
-
-
-def _to_authors(name: str) -> str:
-    for theirs, ours in NAMES.items():
-        name = re.sub(theirs, ours, name)
-    return name
 
 
 def _row(channels: int, heads: int, deep: bool, window: int = 7, file: str | None = None) -> Row:
